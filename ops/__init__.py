@@ -1,0 +1,1 @@
+"""What runs Jarvis on a machine: set-up, embedded Redis, supervision, command line, benchmarks."""
