@@ -1,0 +1,1 @@
+"""What every process of Jarvis shares: the queue, the results, the settings, the errors."""

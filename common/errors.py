@@ -1,0 +1,165 @@
+"""Every error of Jarvis, in one tree.
+
+    JarvisError
+    ├── InvalidField            422  a field of the request is wrong: which, what it was, what is allowed
+    │   └── BodyTooLarge        413
+    ├── MalformedBody           400  the body is not JSON that we accept
+    ├── UnknownModel            404  no such model in the catalogue
+    ├── NotFound                404  no such job
+    ├── NotAllowedNow           409  the job's state does not allow this
+    ├── IdempotencyMismatch     422  the key was used with another request
+    ├── QueueFull               429  the queue's bound is reached
+    ├── StoreUnavailable        503  Redis does not answer or refuses to write
+    ├── SettingsInvalid              a setting or catalogue entry is wrong (at start)
+    ├── EngineDead                   the engine under a running job is gone
+    └── JobFailed                    a job function says how its job failed
+
+A class's docstring is its default message; facts are attributes. `PROBLEMS` maps each class that
+can leave the HTTP edge to its status, problem type and whether a retry can help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+class JarvisError(Exception):
+    """Something went wrong in Jarvis."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class InvalidField(JarvisError):
+    """A field of the request has a value that is not allowed."""
+
+    def __init__(self, field: str, value: Any, allowed: str) -> None:
+        self.field = field
+        self.value = shown(value)
+        self.allowed = allowed
+        super().__init__(f"{field} is {self.value}; allowed: {allowed}")
+
+
+class BodyTooLarge(InvalidField):
+    """The request body is larger than this server accepts."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__("body", f"more than {limit_bytes} bytes", f"at most {limit_bytes} bytes")
+
+
+class MalformedBody(JarvisError):
+    """The request body is not valid JSON."""
+
+    def __init__(self, reason: str) -> None:
+        self.field = "body"
+        self.reason = reason
+        super().__init__(f"body is not acceptable JSON: {reason}")
+
+
+class UnknownModel(JarvisError):
+    """No model of this name is in the catalogue."""
+
+    def __init__(self, kind: str, model: str, known: list[str]) -> None:
+        self.field = "model"
+        self.value = shown(model)
+        self.known = known
+        super().__init__(f"model {self.value} is not a {kind} model here; known: {', '.join(known) or 'none'}")
+
+
+class NotFound(JarvisError):
+    """No job has this id (or its record's retention has ended)."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"no job {shown(job_id)}; it never existed or its retention has ended")
+
+
+class NotAllowedNow(JarvisError):
+    """The job's state does not allow this."""
+
+    def __init__(self, job_id: str, state: str, action: str) -> None:
+        self.job_id = job_id
+        self.state = state
+        super().__init__(f"job {job_id} is {state}: {action} is not allowed")
+
+
+class IdempotencyMismatch(JarvisError):
+    """This Idempotency-Key was used before with another request."""
+
+    field = "Idempotency-Key"
+
+
+class QueueFull(JarvisError):
+    """The queue holds as many waiting jobs as it may."""
+
+    def __init__(self, queue: str, retry_after_s: int) -> None:
+        self.queue = queue
+        self.retry_after_s = retry_after_s
+        super().__init__(f"queue {queue} is full; try again in {retry_after_s} s")
+
+
+class StoreUnavailable(JarvisError):
+    """Redis does not answer or refuses to write; nothing was accepted."""
+
+    def __init__(self, reason: str, retry_after_s: int = 1) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(f"the job store does not answer ({reason}); nothing was accepted")
+
+
+class SettingsInvalid(JarvisError):
+    """A setting or a catalogue entry is wrong."""
+
+
+class EngineDead(JarvisError):
+    """The engine that ran this job is gone."""
+
+
+class JobFailed(JarvisError):
+    """A job function says how its job failed."""
+
+    def __init__(self, code: str, message: str, retryable: bool = False, delay_s: float | None = None) -> None:
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+        self.delay_s = delay_s
+        super().__init__(f"{code}: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """How an error leaves the HTTP edge."""
+
+    status: int
+    type: str
+    title: str
+    retryable: bool
+
+
+_IANA = "https://iana.org/assignments/http-problem-types"
+
+PROBLEMS: dict[type[JarvisError], Problem] = {
+    BodyTooLarge: Problem(413, "about:blank", "Content Too Large", False),
+    InvalidField: Problem(422, "about:blank", "Unprocessable Content", False),
+    MalformedBody: Problem(400, "about:blank", "Bad Request", False),
+    UnknownModel: Problem(404, "about:blank", "Unknown Model", False),
+    NotFound: Problem(404, "about:blank", "Not Found", False),
+    NotAllowedNow: Problem(409, "about:blank", "Conflict", False),
+    IdempotencyMismatch: Problem(422, "about:blank", "Idempotency-Key Reused", False),
+    QueueFull: Problem(429, f"{_IANA}#quota-exceeded", "Queue Full", True),
+    StoreUnavailable: Problem(503, f"{_IANA}#temporary-reduced-capacity", "Service Unavailable", True),
+}
+
+
+def problem_of(error: JarvisError) -> Problem:
+    """The problem of an error's nearest class in the table; 500 for one that should not leave the edge."""
+    for cls in type(error).__mro__:
+        if cls in PROBLEMS:
+            return PROBLEMS[cls]
+    return Problem(500, "about:blank", "Internal Server Error", False)
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value as it may stand in a message: printable, short, never a whole prompt."""
+    text = ascii(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

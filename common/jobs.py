@@ -1,0 +1,146 @@
+"""The values that cross a border: what was asked, what a worker claims, how a run ended, what a reader sees.
+
+All are frozen and encoded as JSON by msgspec; nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from common.states import State
+
+Priority = Literal["high", "normal", "low"]
+LANES: tuple[Priority, ...] = ("high", "normal", "low")
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a caller asks for; checked at the edge before it gets here."""
+
+    kind: str
+    model: str
+    input: dict[str, Any]
+    params: dict[str, Any] = {}
+    user: str = "anonymous"
+    priority: Priority = "normal"
+    metadata: dict[str, str] = {}
+    delay_s: float | None = None
+    run_at: float | None = None  # Unix seconds
+    ttl_s: float | None = None
+    timeout_s: float | None = None
+    max_attempts: int | None = None
+    retry_of: str | None = None
+
+    @property
+    def queue(self) -> str:
+        """The queue that serves it, e.g. `generation:demo`."""
+        return f"{self.kind}:{self.model}"
+
+
+class Work(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The part of a spec that only the worker needs, as it is stored with the job."""
+
+    input: dict[str, Any]
+    params: dict[str, Any] = {}
+    v: int = 1  # version of this encoding; a worker parks what it does not know
+
+
+class ClaimedJob(msgspec.Struct, frozen=True):
+    """A job that this worker holds a lease for. `claims` is the fence: it grows with every delivery."""
+
+    id: str
+    claims: int
+    attempts: int
+    seq: int  # sequence number of the job's last event
+    entry: str  # its entry in the stream
+    lane: Priority
+    user: str
+    timeout_s: float
+    raw: bytes  # the encoded Work
+    kind: str
+    model: str
+
+    @property
+    def lease(self) -> str:
+        """The member of the lease set: id and fence in one, so that a stale renewal finds nothing."""
+        return f"{self.id}:{self.claims}"
+
+    @property
+    def spec(self) -> JobSpec:
+        """What was asked. Raises msgspec.DecodeError for a foreign or broken encoding."""
+        work = _work.decode(self.raw)
+        if work.v != 1:
+            raise msgspec.ValidationError(f"unknown encoding version {work.v}")
+        return JobSpec(
+            kind=self.kind, model=self.model, input=work.input, params=work.params, user=self.user, priority=self.lane
+        )
+
+
+class JobResult(msgspec.Struct, frozen=True):
+    """What a job function returns. `incomplete`: cut by the model's context end, not by the caller's limit."""
+
+    output: dict[str, Any]
+    usage: dict[str, int] = {}
+    incomplete: bool = False
+
+
+class JobError(msgspec.Struct, frozen=True):
+    """Why a job did not complete."""
+
+    code: str
+    message: str
+
+
+class Submitted(msgspec.Struct, frozen=True):
+    """The answer to a submit. `created` is false when an earlier submit of the same thing is attached to."""
+
+    id: str
+    created: bool
+
+
+class JobEvent(msgspec.Struct, frozen=True):
+    """One event of a job: `event` is state, token or progress; `seq` counts from 1 without a gap or repeat."""
+
+    seq: int
+    event: str
+    data: dict[str, Any]
+
+
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as a reader sees it; times are Unix seconds with milliseconds."""
+
+    id: str
+    kind: str
+    model: str
+    status: State
+    priority: Priority
+    user: str
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    expires_at: float | None
+    run_at: float | None
+    attempts: int
+    claims: int
+    max_attempts: int
+    worker: str | None
+    queue_position: int | None
+    waiting_for: str | None
+    error: JobError | None
+    usage: dict[str, int] | None
+    queue_ms: int | None
+    run_ms: int | None
+    metadata: dict[str, str]
+    retry_of: str | None
+    history: list[tuple[int, State, float]]  # (seq, state, Unix seconds)
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.finished_at is not None
+
+
+_work = msgspec.json.Decoder(Work)
+encode = msgspec.json.encode
+decode = msgspec.json.decode

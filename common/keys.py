@@ -1,0 +1,90 @@
+"""Every key name of Jarvis, in one place. All keys of a shard share one hash tag.
+
+The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this table is theirs too.
+`P` is `<namespace>:{<shard>}:`, `Q` is `P q:<queue>:`.
+
+    P job:<id>              hash    the job's record
+    P tokens:<id>           stream  its token and progress events, entry id = sequence number
+    P events                stream  state events of the shard, capped; one entry per script call
+    P ticks                 stream  which jobs have new token events, capped short; wakes followers
+    P index                 stream  every job's id, in order of submission
+    P expiry                zset    id -> when its ttl ends (ms)
+    P due                   zset    id -> when a scheduled job becomes ready (ms)
+    P parked                zset    parked id -> when (ms)
+    P parked:info           hash    parked id -> why (JSON)
+    P idem:<digest>         string  id and fingerprint of the request made with this key
+    P queues                set     queues that have ever been used
+    P scheduler:bell        list    wakes a scheduler when something is due earlier than it thinks
+    Q meta                  hash    depth, clock and credit of each lane; service rate
+    Q <lane>:users          zset    user -> virtual time; only users with waiting work
+    Q <lane>:returned       list    ids given back by dead or draining workers, oldest first
+    Q <lane>:u:<user>       stream  the user's jobs, waiting and in progress; group `workers`
+    Q leases                zset    <id>:<claims> -> when the lease ends (ms)
+    Q bell                  list    one token when there is work: wakes one idle worker
+    Q claimed:<worker>      string  number and jobs of the worker's last claim
+    Q control:<worker>      list    what the worker must stop
+    Q workers               zset    worker -> until when it counts as alive (ms)
+    Q worker:<worker>       hash    what it says of itself
+    Q counts                hash    counters and histograms
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import zlib
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class Keys:
+    """Key names and job ids for one namespace."""
+
+    def __init__(self, namespace: str, shards: int) -> None:
+        self.namespace = namespace
+        self.shards = shards
+
+    def prefixes(self) -> list[str]:
+        """The prefix of every shard."""
+        return [self.prefix(f"{number:02x}") for number in range(self.shards)]
+
+    def prefix(self, shard: str) -> str:
+        """Prefix of a shard's keys, with its hash tag."""
+        return f"{self.namespace}:{{{shard}}}:"
+
+    def shard_of_queue(self, queue: str) -> str:
+        """Which shard a queue lives on: fixed by its name alone, so that every process agrees."""
+        return f"{zlib.crc32(queue.encode()) % self.shards:02x}"
+
+    def of_queue(self, queue: str) -> str:
+        """Prefix of the shard that holds a queue."""
+        return self.prefix(self.shard_of_queue(queue))
+
+    def of_job(self, job_id: str) -> str | None:
+        """Prefix of the shard that holds a job, or None when this is no job id of ours."""
+        if not is_job_id(job_id) or int(job_id[4:6], 16) >= self.shards:
+            return None
+        return self.prefix(job_id[4:6])
+
+    def queue(self, queue: str) -> str:
+        """Prefix of one queue's keys."""
+        return f"{self.of_queue(queue)}q:{queue}:"
+
+
+def new_job_id(shard: str) -> str:
+    """`job_<2 hex shard><9 time><11 random>`: sorts by time, tells its shard, cannot be guessed."""
+    milliseconds = int(time.time() * 1000)
+    stamp = "".join(_ALPHABET[(milliseconds >> shift) & 31] for shift in range(40, -1, -5))
+    bits = secrets.randbits(65)
+    return f"job_{shard}{stamp}" + "".join(_ALPHABET[(bits >> shift) & 31] for shift in range(0, 65, 5))
+
+
+def is_job_id(text: str) -> bool:
+    """Whether a text has the form of a job id."""
+    body = text[6:]
+    return (
+        len(text) == 28
+        and text.startswith("job_")
+        and all(c in "0123456789abcdef" for c in text[4:6])
+        and all(c in _ALPHABET for c in body)
+    )

@@ -1,0 +1,108 @@
+"""All settings: one frozen object, read once from `JARVIS_*` variables, checked at start.
+
+Every name carries its unit; every field says in one line what it decides.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from common.errors import SettingsInvalid
+
+Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """Effective settings of one process."""
+
+    model_config = SettingsConfigDict(env_prefix="JARVIS_", frozen=True, extra="ignore")
+
+    # Redis
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="where Redis answers")
+    namespace: str = Field("jarvis", pattern=r"^[a-z0-9_-]{1,32}$", description="first part of every key")
+    shards: int = Field(1, ge=1, le=256, description="hash tags that the queues are spread over")
+    redis_timeout_s: Seconds = Field(5.0, description="no call to Redis is blocked longer (besides a blocking read)")
+    tune_redis: bool = Field(True, description="raise hash-max-listpack-value when Redis lets us (halves a job's memory)")
+
+    # Queue
+    lease_s: Seconds = Field(30.0, description="how long a worker may be silent before its jobs go to others")
+    bell_timeout_s: Seconds = Field(4.0, description="how long an idle worker waits before it looks by itself")
+    max_deaths: Count = Field(3, description="workers that may die under a job before it is parked as poison")
+    max_attempts: Count = Field(3, description="handled failures of a job before it is failed, unless it says")
+    retry_delay_s: Seconds = Field(1.0, description="pause after the first handled failure; doubles each time")
+    retry_delay_max_s: Seconds = Field(300.0, description="longest such pause")
+    max_depth: Count = Field(1_000_000, description="waiting jobs that one queue accepts")
+    default_ttl_s: Seconds = Field(86_400, description="whole life of a job that does not say")
+    default_timeout_s: Seconds = Field(600, description="running time of a job that does not say")
+    retention_s: Seconds = Field(86_400, description="how long a finished job's record and result are kept")
+    idempotency_s: Seconds = Field(86_400, description="how long an Idempotency-Key is remembered")
+    events_kept: Count = Field(10_000, description="state events kept in a shard's stream")
+
+    # Sizes
+    max_body_bytes: Count = Field(8 * 1024 * 1024, description="largest request body")
+    inline_bytes: Count = Field(65_536, description="larger inputs and results go to the blob store")
+    data_dir: Path = Field(Path(".jarvis"), description="where this node keeps blobs and the embedded Redis' data")
+    blob_url: str = Field("", description="blob store (an fsspec address); empty: a folder in data_dir")
+
+    # Files
+    catalogue: Path = Field(Path(__file__).parent.parent / "ops" / "models.toml", description="the model catalogue")
+    recurring: Path | None = Field(None, description="recurring jobs (TOML); none: no recurring jobs")
+
+    # Web
+    host: str = Field("127.0.0.1", description="address the web process listens on")
+    port: int = Field(default_factory=lambda: int(os.environ.get("PORT", "8000")), ge=0, le=65_535, description="its port ($PORT counts too)")
+    wait_max_s: Seconds = Field(60.0, description="longest Prefer: wait")
+
+    # Workers
+    slots: Count | None = Field(None, description="jobs a worker runs at once; none: the catalogue's, else the kind's default")
+    grace_s: Seconds = Field(30.0, description="how long a stopping worker lets its jobs finish")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe level that is logged")
+
+    @model_validator(mode="after")
+    def _clocks_fit(self) -> Self:
+        # A healthy idle read must never look like a dead server (reliability.md, test 8).
+        if self.bell_timeout_s >= self.redis_timeout_s:
+            raise ValueError(f"bell_timeout_s ({self.bell_timeout_s}) must be less than redis_timeout_s ({self.redis_timeout_s})")
+        return self
+
+    @property
+    def blobs(self) -> str:
+        """The blob store's address, with its default filled in."""
+        return self.blob_url or f"file://{(self.data_dir / 'blobs').absolute()}"
+
+    def masked(self) -> dict[str, Any]:
+        """Every effective value, with passwords in addresses masked."""
+        values = self.model_dump(mode="json")
+        return {name: mask(value) if name.endswith("_url") else value for name, value in values.items()}
+
+
+def mask(url: str) -> str:
+    """An address without its password."""
+    head, at, tail = url.rpartition("@")
+    scheme, slashes, credentials = head.partition("://")
+    if not at or ":" not in credentials:
+        return url
+    return f"{scheme}{slashes}{credentials.split(':')[0]}:***@{tail}"
+
+
+def load_settings(**values: Any) -> Settings:
+    """Read the settings, or raise SettingsInvalid naming each bad key and value."""
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors(include_url=False)]
+        raise SettingsInvalid("settings are wrong:\n" + "\n".join(lines)) from None
+
+
+def _explain(detail: Any) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    if not name:
+        return f"  {detail['msg']}"
+    value = mask(str(detail["input"])) if name.endswith("_url") else repr(detail["input"])
+    return f"  JARVIS_{name.upper()} has value {value}: {detail['msg']}"
