@@ -1,0 +1,49 @@
+# Every target works from a fresh clone: `make` builds .venv by itself on the first call.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check faults bench lock clean
+
+# cpu, gpu or core (no engines); auto takes gpu where nvidia-smi works.
+EXTRA ?= auto
+JARVIS_VENV ?= .venv
+export JARVIS_VENV
+BIN := $(JARVIS_VENV)/bin
+PYTHON := $(BIN)/python
+# What `make bench` measures: queue, generation or embedding.
+BENCH ?= queue
+# Scaling as in honcho: make run SCALE=generation=2,web=2
+SCALE ?=
+ARGS ?=
+
+help: ## say what each target does
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup: ## make .venv, or bring it up to date (EXTRA=cpu|gpu|core)
+	@python3 ops/bootstrap.py $(EXTRA)
+
+run: setup ## start everything: Redis if none answers, web, scheduler, workers (SCALE=generation=2)
+	@$(PYTHON) -m ops.supervise --redis $(if $(SCALE),-c $(SCALE)) $(ARGS)
+
+test: setup ## all tests but the slow fault runs, and the branch coverage of the queue and the worker
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not slow" $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --include='common/*,workers/worker.py' --fail-under=95
+
+check: setup ## format, lint, types over code and tests, import directions
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(PYTHON) -m pytest -q tests/unit/test_layering.py
+
+faults: setup ## every fault run: processes killed, connections cut, Redis restarted
+	$(PYTHON) -m pytest tests/faults $(ARGS)
+
+bench: setup ## measure (BENCH=queue|generation|embedding, ARGS="--json FILE")
+	$(PYTHON) -m ops.bench $(BENCH) $(ARGS)
+
+lock: setup ## resolve requirements.lock anew
+	$(PYTHON) ops/bootstrap.py --lock
+
+clean: ## delete .venv, caches and build leftovers; .jarvis (your data) stays
+	rm -rf $(JARVIS_VENV) build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
