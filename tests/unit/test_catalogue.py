@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.catalogue import Catalogue, Model
+from common.errors import SettingsInvalid, UnknownModel
+
+SHIPPED = Path(__file__).parents[2] / "ops" / "models.toml"
+
+GOOD = """\
+[models.small]
+kind = "generation"
+engine = "vllm"
+weights = "./small"
+max_model_len = 128
+
+[models.small.defaults]
+temperature = 0
+stop = ["END"]
+
+[models.vectors]
+kind = "embedding"
+engine = "sentence-transformers"
+weights = "package:json/models"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "models.toml"
+    path.write_text(text)
+    return path
+
+
+def refusal(folder: Path, text: str) -> str:
+    with pytest.raises(SettingsInvalid) as caught:
+        Catalogue.load(write(folder, text))
+    return str(caught.value).replace(str(folder), "")
+
+
+def weights(folder: Path, positions: int = 128) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": positions}))
+
+
+def model(folder: Path, text: str = GOOD, alias: str = "small") -> Model:
+    return Catalogue.load(write(folder, text)).models[alias]
+
+
+def test_the_shipped_catalogue_has_the_two_models_that_need_no_hub() -> None:
+    catalogue = Catalogue.load(SHIPPED)
+    assert {model.queue for model in catalogue.models.values()} == {"generation:demo", "embedding:minilm"}
+    assert all(model.local for model in catalogue.models.values())
+
+
+def test_an_entry_is_read_with_the_defaults_of_its_kind(tmp_path: Path) -> None:
+    catalogue = Catalogue.load(write(tmp_path, GOOD))
+    small, vectors = catalogue.get("generation", "small"), catalogue.get("embedding", "vectors")
+    assert (small.queue, small.slots, small.max_model_len) == ("generation:small", 64, 128)
+    assert small.defaults == {"temperature": 0, "stop": ["END"]}
+    assert (vectors.queue, vectors.slots) == ("embedding:vectors", 256)
+
+
+@pytest.mark.parametrize(("kind", "alias"), [("generation", "nobody"), ("embedding", "small")])
+def test_an_unknown_model_is_refused_with_the_known_ones_of_that_kind(
+    tmp_path: Path, kind: str, alias: str
+) -> None:
+    catalogue = Catalogue.load(write(tmp_path, GOOD))
+    with pytest.raises(UnknownModel) as caught:
+        catalogue.get(kind, alias)
+    assert caught.value.known == [model.alias for model in catalogue.of_kind(kind)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('engine = "vllm"', 'engine = "vlmm"', "/models.toml:3: [models.small] engine is 'vlmm'"),
+        ('kind = "generation"', 'kind = "chat"', "/models.toml:2: [models.small] kind is 'chat'"),
+        ('kind = "generation"\n', "", "/models.toml:1: [models.small] kind is None; allowed"),
+        ('weights = "./small"\n', "", "/models.toml:1: [models.small] weights is missing"),
+        ("max_model_len = 128\n", "", "/models.toml:1: [models.small] max_model_len is missing"),
+        ("max_model_len = 128", 'max_model_len = "128"', ":5: [models.small] max_model_len is '128'; must"),
+        ("max_model_len = 128", "max_model_len = true", ":5: [models.small] max_model_len is True; must be"),
+        ("max_model_len = 128", "max_model_len = 0", ":5: [models.small] max_model_len is 0; allowed"),
+        ("max_model_len = 128", "max_model_len = 128\nslots = 0", ":6: [models.small] slots is 0; allowed"),
+        ("max_model_len = 128", "max_len = 128", ":5: [models.small] unknown key 'max_len'; allowed: kind"),
+        ("temperature = 0", 'temperature = "hot"', ":8: [models.small.defaults] temperature is 'hot'; must"),
+        ("temperature = 0", "tempratur = 0", ":8: [models.small.defaults] unknown key 'tempratur'"),
+        ('stop = ["END"]', "stop = 3", ":9: [models.small.defaults] stop is 3; must be a str"),
+        ("[models.small]", "[modles.small]", ":1: unknown table 'modles'; allowed: models"),
+        ("[models.small]", '[models."sm all"]', "alias 'sm all': at most 64"),
+        ("[models.vectors]", "[models]\nflat = 3\n[models.vectors]", ":12: [models] flat must be a table"),
+        ("max_model_len = 128", "max_model_len =", "is not TOML: Invalid value (at line 5, column 16)"),
+    ],
+)
+def test_a_mistake_is_refused_with_its_line(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert said in refusal(tmp_path, GOOD.replace(old, new, 1))
+
+
+def test_options_of_an_engine_are_checked_but_vllm_checks_its_own(tmp_path: Path) -> None:
+    fake = '[models.f]\nkind = "generation"\nengine = "fake"\nmax_model_len = 9\noptions.tokens = "x"\n'
+    assert ":5: [models.f.options] tokens is 'x'; must be a whole number" in refusal(tmp_path, fake)
+    assert model(tmp_path, GOOD + "[models.small.options]\nany = 1\n").options == {"any": 1}
+
+
+def test_a_file_that_is_missing_empty_or_not_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsInvalid, match="cannot be read: No such file"):
+        Catalogue.load(tmp_path / "none.toml")
+    assert "no model" in refusal(tmp_path, "")
+    (tmp_path / "models.toml").write_bytes(b"\xff")
+    with pytest.raises(SettingsInvalid, match="not UTF-8"):
+        Catalogue.load(tmp_path / "models.toml")
+
+
+def test_a_relative_folder_starts_from_the_catalogue_file(tmp_path: Path) -> None:
+    weights(tmp_path / "small")
+    assert model(tmp_path).weights_path() == str(tmp_path / "small")
+
+
+def test_missing_weights_are_refused_with_the_place_of_the_entry(tmp_path: Path) -> None:
+    with pytest.raises(SettingsInvalid, match=r"models.toml:1: weights of small: no model in .*small"):
+        model(tmp_path).weights_path()
+    with pytest.raises(SettingsInvalid, match="the package nobody_has_this is not installed"):
+        model(tmp_path, GOOD.replace("package:json", "package:nobody_has_this"), "vectors").weights_path()
+    with pytest.raises(SettingsInvalid, match="no model in"):
+        Catalogue.load(tmp_path / "models.toml").check_weights()
+
+
+def test_weights_of_a_package_lie_in_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(SettingsInvalid, match=r"no model in .*json.models"):
+        model(tmp_path, alias="vectors").weights_path()
+
+
+def test_a_context_longer_than_the_models_own_is_refused(tmp_path: Path) -> None:
+    weights(tmp_path / "small", positions=64)
+    with pytest.raises(SettingsInvalid, match="has 64 positions, max_model_len is 128"):
+        model(tmp_path).weights_path()
+
+
+def test_owner_and_name_is_a_hub_id_unless_such_a_folder_exists(tmp_path: Path) -> None:
+    hub = GOOD.replace("./small", "owner/small")
+    assert not model(tmp_path, hub).local
+    assert model(tmp_path, hub).weights_path() == "owner/small"
+    (tmp_path / "owner").mkdir()
+    weights(tmp_path / "owner" / "small")
+    assert model(tmp_path, hub).weights_path() == str(tmp_path / "owner" / "small")
