@@ -1,0 +1,69 @@
+-- submit: accept jobs: idempotency, the queue's bound, the record, the user's place, all or nothing per job.
+-- KEYS[1] shard prefix
+-- ARGV    idempotency_ms, max_depth, events_kept, then 13 per job: id, queue, lane, user, due_ms (0: now),
+--         ttl_ms, timeout_ms, max_attempts, work, metadata, retry_of, idempotency digest ('' none), fingerprint
+-- returns per job: {'new' | 'same' | 'mismatch' | 'full', job id or seconds until there is room}
+-- atomic because a job must never be visible without its record, nor accepted twice for one key; the id is made
+--         by the caller, so that sending the same call again after a lost reply changes nothing.
+-- include job.lua
+local IDEMPOTENCY_MS, MAX_DEPTH, EVENTS_KEPT = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local depths, answers, expiry = {}, {}, {}
+
+local function depth_of(queue)
+  if not depths[queue] then
+    redis.call('SADD', P .. 'queues', queue)
+    local meta = redis.call('HMGET', at(queue) .. 'meta', 'depth:high', 'depth:normal', 'depth:low', 'rate')
+    depths[queue] = {n = (meta[1] or 0) + (meta[2] or 0) + (meta[3] or 0), rate = tonumber(meta[4] or 0)}
+  end
+  return depths[queue]
+end
+
+-- Seconds until one place is free at the pace of the last half minute.
+local function room_in(depth)
+  if depth.rate <= 0 then return 60 end
+  return math.max(1, math.min(60, math.ceil(1 / depth.rate)))
+end
+
+local function earlier(id, digest, fingerprint)
+  if redis.call('EXISTS', P .. 'job:' .. id) == 1 then return {'same', id} end
+  local kept = digest ~= '' and redis.call('GET', P .. 'idem:' .. digest)
+  if not kept then return nil end
+  local job, known = string.match(kept, '^(%S+) (%S*)$')
+  if redis.call('EXISTS', P .. 'job:' .. job) == 0 then return nil end -- its retention has ended
+  if known ~= fingerprint then return {'mismatch', job} end
+  return {'same', job}
+end
+
+local function accept(i)
+  local id, queue, lane, user, due = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], tonumber(ARGV[i + 4])
+  local digest, fingerprint = ARGV[i + 11], ARGV[i + 12]
+  local known = earlier(id, digest, fingerprint)
+  if known then return known end
+  local depth = depth_of(queue)
+  if depth.n >= MAX_DEPTH then return {'full', room_in(depth)} end
+  depth.n = depth.n + 1
+
+  local q, state = at(queue), due > NOW and 'scheduled' or 'queued'
+  local expires = NOW + ARGV[i + 5]
+  local record = {'queue', queue, 'lane', lane, 'user', user, 'state', state, 'history', move(id, q, '', state),
+    'expires', expires, 'timeout', ARGV[i + 6], 'tries', ARGV[i + 7], 'work', ARGV[i + 8]}
+  if ARGV[i + 9] ~= '' then append(record, 'metadata', ARGV[i + 9]) end
+  if ARGV[i + 10] ~= '' then append(record, 'retry_of', ARGV[i + 10]) end
+  if state == 'scheduled' then
+    append(record, 'due', due)
+    schedule(id, due)
+  else
+    append(record, 'entry', enqueue(q, id, lane, user))
+    ready(q, lane, user)
+  end
+  redis.call('HSET', P .. 'job:' .. id, unpack(record))
+  redis.call('XADD', P .. 'index', '*', 'i', id, 'u', user, 'q', queue)
+  if digest ~= '' then redis.call('SET', P .. 'idem:' .. digest, id .. ' ' .. fingerprint, 'PX', IDEMPOTENCY_MS) end
+  append(expiry, expires, id)
+  return {'new', id}
+end
+
+for i = 4, #ARGV, 13 do append(answers, accept(i)) end
+if #expiry > 0 then redis.call('ZADD', P .. 'expiry', unpack(expiry)) end
+finish(EVENTS_KEPT)
+return answers

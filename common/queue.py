@@ -1,0 +1,388 @@
+"""The queue: submit, claim, renew, commit, cancel, retry, replay and the scheduler's moves.
+
+Every method is one call of one Lua script, so that no job is ever half moved; any of them may be sent
+again after a lost reply without doing anything twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import redis.asyncio as redis
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, RedisError, ReadOnlyError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from common import scripts
+from common.errors import IdempotencyMismatch, JobFailed, NotAllowedNow, NotFound, QueueFull, StoreUnavailable
+from common.jobs import ClaimedJob, JobError, JobResult, JobSpec, Submitted, Work, decode, encode
+from common.keys import Keys, new_job_id
+from common.settings import Settings
+from common.states import State
+
+#: Redis is away, loading, read-only or out of memory: nothing is wrong with the call, it may be sent again.
+UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, OSError)
+
+#: Jobs in one call of the submit script: bounds how long one call keeps Redis busy (about 5 ms).
+SUBMIT_BATCH = 200
+
+Answer = Literal["stored", "mine", "lost"]
+
+
+class Key(NamedTuple):
+    """An Idempotency-Key and the fingerprint of the request it came with."""
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one run ended; `seq` is the number of the last event the worker wrote for the job."""
+
+    job: ClaimedJob
+    kind: Literal["completed", "incomplete", "failed", "retry", "release"]
+    seq: int
+    body: bytes = b""
+    usage: bytes = b""
+    delay_ms: int = 0
+
+    @classmethod
+    def done(cls, job: ClaimedJob, seq: int, result: JobResult) -> Outcome:
+        """It returned a result."""
+        kind: Literal["completed", "incomplete"] = "incomplete" if result.incomplete else "completed"
+        return cls(job, kind, seq, encode(result.output), encode(result.usage) if result.usage else b"")
+
+    @classmethod
+    def failed(cls, job: ClaimedJob, seq: int, error: JobFailed, settings: Settings) -> Outcome:
+        """It failed in a way that was handled: another attempt, or the end."""
+        body = encode(JobError(error.code, error.message))
+        if not error.retryable:
+            return cls(job, "failed", seq, body)
+        delay_s = backoff_s(job.attempts, settings) if error.delay_s is None else error.delay_s
+        return cls(job, "retry", seq, body, delay_ms=int(delay_s * 1000))
+
+    @classmethod
+    def release(cls, job: ClaimedJob, seq: int) -> Outcome:
+        """It was not finished and goes back to the front, without counting as an attempt."""
+        return cls(job, "release", seq)
+
+
+class Event(NamedTuple):
+    """A token or progress event to append to a running job's stream."""
+
+    job: ClaimedJob
+    seq: int
+    event: str
+    data: bytes
+
+
+class Swept(NamedTuple):
+    """What one look of the scheduler moved, and how long until there may be more (None: nothing is waiting)."""
+
+    moved: int
+    next_ms: int | None
+
+
+def backoff_s(attempts: int, settings: Settings) -> float:
+    """The pause before the next attempt: doubles each time, capped, with full jitter over its upper half."""
+    ceiling = min(settings.retry_delay_max_s, settings.retry_delay_s * 2.0 ** min(attempts, 40))
+    return ceiling * random.uniform(0.5, 1.0)
+
+
+class Queue:
+    """The queue's moves over one Redis client."""
+
+    def __init__(self, client: redis.Redis, settings: Settings) -> None:
+        self.redis = client
+        self.settings = settings
+        self.keys = Keys(settings.namespace, settings.shards)
+        self._retention_ms = int(settings.retention_s * 1000)
+
+    @classmethod
+    async def connect(cls, settings: Settings) -> Queue:
+        """A queue with a client of its own. Does not need Redis to answer yet."""
+        return cls(scripts.connect(settings), settings)
+
+    async def close(self) -> None:
+        """Close the client's connections."""
+        await self.redis.aclose()
+
+    async def prepare(self) -> None:
+        """Ask Redis to keep job records compact; where it does not let us, they are larger and all else holds."""
+        if not self.settings.tune_redis:
+            return
+        try:
+            kept = await self.redis.config_get("hash-max-*-value")
+            if any(int(value) < 1024 for value in kept.values()):
+                await self.redis.config_set("hash-max-ziplist-value", 1024)  # both names' old form: 6.2 knows no other
+        except ResponseError:
+            return
+
+    # -- a caller's moves
+
+    async def submit(self, spec: JobSpec, idempotency: Key | None = None) -> Submitted:
+        """Accept one job. Raises QueueFull, IdempotencyMismatch, StoreUnavailable."""
+        return (await self.submit_many([spec], [idempotency]))[0]
+
+    async def submit_many(self, specs: Sequence[JobSpec], idempotency: Sequence[Key | None] = ()) -> list[Submitted]:
+        """Accept jobs, in order; those before the one that is refused stay accepted."""
+        keys = list(idempotency) or [None] * len(specs)
+        by_shard: dict[str, list[int]] = {}
+        for i, spec in enumerate(specs):
+            by_shard.setdefault(self.keys.shard_of_queue(spec.queue), []).append(i)
+        answers: dict[int, Submitted] = {}
+        for shard, places in by_shard.items():
+            for start in range(0, len(places), SUBMIT_BATCH):
+                some = places[start : start + SUBMIT_BATCH]
+                got = await self._submit_some(shard, [specs[i] for i in some], [keys[i] for i in some])
+                answers.update(zip(some, got, strict=True))
+        return [answers[i] for i in range(len(specs))]
+
+    async def _submit_some(self, shard: str, specs: list[JobSpec], keys: list[Key | None]) -> list[Submitted]:
+        args: list[Any] = []
+        for spec, key in zip(specs, keys, strict=True):
+            args += self._arguments(new_job_id(shard), spec, key)
+        settings = self.settings
+        head = (int(settings.idempotency_s * 1000), settings.max_depth, settings.events_kept)
+        prefix = self.keys.prefix(shard)
+        try:
+            replies = await scripts.run(self.redis, "submit", prefix, *head, *args)
+        except UNAVAILABLE as error:
+            if not isinstance(error, (RedisConnectionError, RedisTimeoutError)):
+                raise unavailable(error) from error
+            replies = await self._again(prefix, head, args, error)
+        return [_submitted(spec, reply) for spec, reply in zip(specs, replies, strict=True)]
+
+    async def _again(self, prefix: str, head: tuple[int, ...], args: list[Any], first: Exception) -> Any:
+        # The reply may be lost though the jobs were accepted. The ids are ours, so the same call is safe to repeat.
+        try:
+            return await scripts.run(self.redis, "submit", prefix, *head, *args)
+        except UNAVAILABLE:
+            raise unavailable(first) from first
+
+    def _arguments(self, job_id: str, spec: JobSpec, key: Key | None) -> list[Any]:
+        settings = self.settings
+        return [
+            job_id,
+            spec.queue,
+            spec.priority,
+            spec.user,
+            due_ms(spec),
+            int((spec.ttl_s or settings.default_ttl_s) * 1000),
+            int((spec.timeout_s or settings.default_timeout_s) * 1000),
+            spec.max_attempts or settings.max_attempts,
+            encode(Work(spec.input, spec.params)),
+            encode(spec.metadata) if spec.metadata else b"",
+            spec.retry_of or "",
+            _digest(spec.user, key.key) if key else "",
+            key.fingerprint if key else "",
+        ]
+
+    async def cancel(self, job_id: str) -> None:
+        """End a job wherever it stands; a terminal one stays as it is. Raises NotFound, StoreUnavailable."""
+        prefix = self._of(job_id)
+        if await self._run("cancel", prefix, job_id, self._retention_ms, self.settings.events_kept) is None:
+            raise NotFound(job_id)
+
+    async def retry(self, job_id: str) -> Submitted:
+        """Submit again what a job that did not complete asked for, as a new job; asked twice, the same one.
+
+        Terminal states never change, so the old record stays. Raises NotFound, NotAllowedNow.
+        """
+        prefix = self._of(job_id)
+        fields = ("state", "queue", "lane", "user", "work", "metadata", "timeout", "tries")
+        job = await self._call(self.redis.hmget(f"{prefix}job:{job_id}", fields))
+        if job[0] is None:
+            raise NotFound(job_id)
+        state = job[0].decode()
+        if state not in (State.FAILED, State.CANCELLED, State.EXPIRED, State.INCOMPLETE):
+            raise NotAllowedNow(job_id, state, "retry")
+        work = decode(job[4], type=Work)
+        kind, _, model = job[1].decode().partition(":")
+        spec = JobSpec(
+            kind=kind,
+            model=model,
+            input=work.input,
+            params=work.params,
+            user=job[3].decode(),
+            priority=job[2].decode(),
+            metadata=decode(job[5]) if job[5] else {},
+            timeout_s=int(job[6]) / 1000,
+            max_attempts=int(job[7]),
+            retry_of=job_id,
+        )
+        return await self.submit(spec, Key(f"retry {job_id}", ""))
+
+    async def replay(self, parked_id: str) -> Submitted:
+        """Take a job off the parked list and submit it again. Raises NotFound, NotAllowedNow."""
+        prefix = self._of(parked_id)
+        submitted = await self.retry(parked_id)
+        await self._call(self.redis.zrem(f"{prefix}parked", parked_id))
+        await self._call(self.redis.hdel(f"{prefix}parked:info", parked_id))
+        return submitted
+
+    # -- a worker's moves
+
+    async def claim(self, queue: str, worker: str, count: int, request: int) -> list[ClaimedJob]:
+        """Up to `count` jobs, each with a lease. The same `request` again returns the same jobs."""
+        settings = self.settings
+        rows = await scripts.run(
+            self.redis,
+            "claim",
+            self.keys.of_queue(queue),
+            queue,
+            worker,
+            request,
+            count,
+            int(settings.lease_s * 1000),
+            self._retention_ms,
+            settings.events_kept,
+        )
+        kind, _, model = queue.partition(":")
+        return [_claimed(row, kind, model) for row in rows]
+
+    async def commit(self, queue: str, worker: str, outcomes: Sequence[Outcome]) -> list[Answer]:
+        """Store how runs ended, each only if its lease is still this worker's. Safe to repeat."""
+        args: list[Any] = []
+        for outcome in outcomes:
+            job = outcome.job
+            args += (job.id, job.claims, job.entry, job.lane, job.user)
+            args += (outcome.kind, outcome.seq, outcome.body, outcome.usage, outcome.delay_ms)
+        prefix, kept = self.keys.of_queue(queue), self.settings.events_kept
+        answers = await scripts.run(self.redis, "commit", prefix, queue, worker, self._retention_ms, kept, *args)
+        return [answer.decode() for answer in answers]
+
+    async def emit(self, queue: str, events: Sequence[Event], kept: int = 65_536) -> list[str]:
+        """Append events of running jobs; returns the leases that are lost. Safe to repeat."""
+        args: list[Any] = []
+        for job, seq, event, data in events:
+            args += (job.id, job.claims, seq, event, data)
+        lost = await scripts.run(self.redis, "emit", self.keys.of_queue(queue), kept, *args)
+        return [lease.decode() for lease in lost]
+
+    async def renew(self, queue: str, worker: str, about: bytes, leases: Iterable[str]) -> list[str]:
+        """Keep the worker alive and its leases from ending; returns the leases that are gone."""
+        lease_ms = int(self.settings.lease_s * 1000)
+        prefix = self.keys.of_queue(queue)
+        lost = await scripts.run(self.redis, "renew", prefix, queue, worker, lease_ms, about, *leases)
+        return [lease.decode() for lease in lost]
+
+    async def leave(self, queue: str, worker: str) -> None:
+        """The worker stops: it is not listed any more."""
+        await scripts.run(self.redis, "leave", self.keys.of_queue(queue), queue, worker)
+
+    async def wait_for_bell(self, queue: str) -> bool:
+        """Wait until there may be work; false when `bell_timeout_s` passed without a ring."""
+        rung = await self.redis.blpop([f"{self.keys.queue(queue)}bell"], timeout=self.settings.bell_timeout_s)
+        return rung is not None
+
+    async def next_stop(self, queue: str, worker: str) -> str | None:
+        """Wait for the next lease that this worker must stop working on; None when none came in time."""
+        key = f"{self.keys.queue(queue)}control:{worker}"
+        message = await self.redis.blpop([key], timeout=self.settings.bell_timeout_s)
+        return message[1].decode() if message else None
+
+    async def is_empty(self, queue: str) -> bool:
+        """Whether nothing waits, is scheduled to wait, or runs (what a burst worker asks before it leaves)."""
+        q = self.keys.queue(queue)
+        depth = await self.redis.hmget(f"{q}meta", ["depth:high", "depth:normal", "depth:low"])
+        return not any(int(n or 0) for n in depth) and not await self.redis.zcard(f"{q}leases")
+
+    # -- the scheduler's moves, one shard at a time
+
+    async def promote(self, prefix: str, limit: int = 200) -> Swept:
+        """Scheduled jobs whose time has come become queued."""
+        return _swept(await scripts.run(self.redis, "promote", prefix, limit, self.settings.events_kept))
+
+    async def rescue(self, prefix: str, limit: int = 200) -> Swept:
+        """Jobs whose lease has ended are queued again, or parked after `max_deaths`."""
+        settings = self.settings
+        args = (limit, settings.max_deaths, self._retention_ms, settings.events_kept)
+        return _swept(await scripts.run(self.redis, "rescue", prefix, *args))
+
+    async def expire(self, prefix: str, limit: int = 200) -> Swept:
+        """Jobs whose time to live has ended become expired."""
+        args = (limit, self._retention_ms, self.settings.events_kept)
+        return _swept(await scripts.run(self.redis, "expire", prefix, *args))
+
+    async def trim(self, prefix: str, limit: int = 500) -> Swept:
+        """The index forgets jobs whose records are gone."""
+        return _swept(await scripts.run(self.redis, "trim", prefix, limit))
+
+    async def wait_for_schedule(self, prefix: str, timeout_s: float) -> None:
+        """Wait until something is due earlier than was known, or the time is over."""
+        timeout_s = max(0.01, min(timeout_s, self.settings.bell_timeout_s))
+        await self.redis.blpop([f"{prefix}scheduler:bell"], timeout=timeout_s)
+
+    # -- inside
+
+    def _of(self, job_id: str) -> str:
+        prefix = self.keys.of_job(job_id)
+        if prefix is None:
+            raise NotFound(job_id)
+        return prefix
+
+    async def _run(self, name: str, prefix: str, *args: Any) -> Any:
+        return await self._call(scripts.run(self.redis, name, prefix, *args))
+
+    async def _call(self, call: Any) -> Any:
+        try:
+            return await call
+        except UNAVAILABLE as error:
+            raise unavailable(error) from error
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    """The error a caller sees when Redis is away."""
+    return StoreUnavailable(type(error).__name__)
+
+
+def due_ms(spec: JobSpec) -> int:
+    """When a job becomes ready, in Unix milliseconds; 0 for at once."""
+    if spec.run_at is not None:
+        return int(spec.run_at * 1000)
+    return int((time.time() + spec.delay_s) * 1000) if spec.delay_s else 0
+
+
+def _digest(user: str, key: str) -> str:
+    # Scoped to the user: another user's key must not lead to this one's job.
+    return hashlib.sha256(f"{user}\0{key}".encode()).hexdigest()
+
+
+def _submitted(spec: JobSpec, reply: list[Any]) -> Submitted:
+    answer = reply[0]
+    if answer == b"full":
+        raise QueueFull(spec.queue, int(reply[1]))
+    if answer == b"mismatch":
+        raise IdempotencyMismatch()
+    return Submitted(reply[1].decode(), answer == b"new")
+
+
+def _claimed(row: list[Any], kind: str, model: str) -> ClaimedJob:
+    job_id, claims, attempts, seq, entry, lane, user, timeout_ms, work = row
+    return ClaimedJob(
+        job_id.decode(),
+        claims,
+        attempts,
+        seq,
+        entry.decode(),
+        lane.decode(),
+        user.decode(),
+        timeout_ms / 1000,
+        work,
+        kind,
+        model,
+    )
+
+
+def _swept(reply: list[int]) -> Swept:
+    return Swept(reply[0], None if reply[1] < 0 else reply[1])
+
+
