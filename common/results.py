@@ -1,0 +1,396 @@
+"""What readers see: records, results, events, lists, and how the queues stand. Nothing here changes a job.
+
+A job's events are its state history (in its record) and its token stream, merged by sequence number; both are
+read in one transaction, so that an event is never passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Any
+
+import msgspec
+import redis.asyncio as redis
+
+from common import scripts
+from common.blobs import Blobs
+from common.errors import NotFound, StoreUnavailable
+from common.jobs import JobError, JobEvent, JobRecord, Priority, decode
+from common.keys import Keys
+from common.queue import UNAVAILABLE, unavailable
+from common.settings import Settings
+from common.states import STATES, TERMINAL, State
+from common.wakes import Wakes
+
+_STEP = re.compile(r"(\d+)([a-z])(\d+)")
+_FIELDS = ("queue", "lane", "user", "state", "history", "expires", "due", "attempts", "claims", "tries", "worker")
+_MORE = ("error", "usage", "metadata", "retry_of")
+#: Most index entries looked at for one page of a list: bounds what a narrow filter may cost.
+SCAN = 5_000
+
+History = list[tuple[int, State, float]]
+
+
+class StoredResult(msgspec.Struct, frozen=True):
+    """A finished job's result: `output` is encoded JSON, None when the job did not complete."""
+
+    record: JobRecord
+    output: msgspec.Raw | None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Part of a list, newest first; `next` continues it, None at its end."""
+
+    records: list[JobRecord]
+    next: str | None
+
+
+class QueueStats(msgspec.Struct, frozen=True):
+    """How a queue stands at one moment."""
+
+    queue: str
+    kind: str
+    model: str
+    depth: dict[Priority, int]
+    in_progress: int
+    workers: int
+    users_waiting: int
+    oldest_wait_s: float | None
+    counts: dict[str, int]
+
+
+class Parked(msgspec.Struct, frozen=True):
+    """Something that must not be run, and why."""
+
+    id: str
+    queue: str
+    reason: str
+    parked_at: float
+
+
+class Results:
+    """Reads over one Redis client; `follow` and `wait` share one blocking reader per shard."""
+
+    def __init__(self, client: redis.Redis, settings: Settings) -> None:
+        self.redis = client
+        self.settings = settings
+        self.keys = Keys(settings.namespace, settings.shards)
+        self.blobs = Blobs(settings)
+        self.wakes = Wakes(client, self.keys.prefixes(), settings.bell_timeout_s)
+
+    async def close(self) -> None:
+        """Stop the blocking readers."""
+        await self.wakes.close()
+
+    async def ready(self) -> None:
+        """Raise StoreUnavailable unless Redis answers."""
+        await self._call(self.redis.ping())
+
+    # -- one job
+
+    async def record(self, job_id: str, position: bool = True) -> JobRecord:
+        """A job's record. Raises NotFound, StoreUnavailable."""
+        prefix = self._of(job_id)
+        values = await self._call(self.redis.hmget(f"{prefix}job:{job_id}", _FIELDS + _MORE))
+        if values[0] is None:
+            raise NotFound(job_id)
+        record = _record(job_id, values)
+        if position and not record.terminal:
+            return await self._placed(prefix, record)
+        return record
+
+    async def _placed(self, prefix: str, record: JobRecord) -> JobRecord:
+        if record.status == State.SCHEDULED:
+            return msgspec.structs.replace(record, waiting_for=_until(record))
+        if record.status != State.QUEUED:
+            return record
+        place = await self._call(scripts.run(self.redis, "position", prefix, record.id))
+        if not place:  # it was claimed between the two looks
+            return await self.record(record.id)
+        return msgspec.structs.replace(record, queue_position=place[0] + 1, waiting_for=_waiting_for(*place))
+
+    async def result(self, job_id: str) -> StoredResult | None:
+        """A terminal job's result, None while there is none yet. Raises NotFound, StoreUnavailable."""
+        record = await self.record(job_id, position=False)
+        if not record.terminal:
+            return None
+        raw = await self._call(self.redis.hget(f"{self._of(job_id)}job:{job_id}", "result"))
+        return StoredResult(record, msgspec.Raw(await self.blobs.load(raw)) if raw else None)
+
+    async def wait(self, job_id: str, timeout_s: float) -> JobRecord:
+        """The record as soon as it is terminal, or as it stands when the time is over."""
+        record = await self.record(job_id, position=False)
+        if not record.terminal:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s), aclosing(self.follow(job_id)) as events:
+                    async for _ in events:
+                        pass
+        return await self.record(job_id)
+
+    async def events(self, job_id: str, after: int = 0) -> list[JobEvent]:
+        """The job's events with a sequence number above `after`, in order. Raises NotFound, StoreUnavailable."""
+        prefix = self._of(job_id)
+        pipe = self.redis.pipeline(transaction=True)
+        pipe.hmget(f"{prefix}job:{job_id}", ["history", "error"])
+        pipe.xrange(f"{prefix}tokens:{job_id}", min=f"{after + 1}-0", count=10_000)
+        (history, error), tokens = await self._call(pipe.execute())
+        if history is None:
+            raise NotFound(job_id)
+        written = [_token_event(entry, fields) for entry, fields in tokens]
+        if len(written) == 10_000:  # a partial read: no state event may overtake what follows
+            return _merged(_state_events(history, error), written, after, written[-1].seq)
+        return _merged(_state_events(history, error), written, after, None)
+
+    async def emitted(self, job_id: str) -> list[dict[str, Any]]:
+        """Data of the token events that earlier deliveries of a job wrote."""
+        entries = await self._call(self.redis.xrange(f"{self._of(job_id)}tokens:{job_id}"))
+        return [decode(fields[b"d"]) for _, fields in entries if fields[b"e"] == b"token"]
+
+    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
+        """Every event above `after` as it happens; ends after the event of a terminal state.
+
+        Outlives restarts of Redis. Raises NotFound when there is no such job (any more).
+        """
+        self._of(job_id)
+        async with self.wakes.listen(job_id) as wake:
+            while True:
+                wake.clear()
+                events = await self._patiently(job_id, after)
+                for event in events:
+                    yield event
+                    after = event.seq
+                if _ended(events) or (not events and await self._over(job_id)):
+                    return
+                if not events:
+                    with suppress(TimeoutError):  # the look every few seconds is a safety net, not the mechanism
+                        await asyncio.wait_for(wake.wait(), self.settings.bell_timeout_s)
+
+    async def _patiently(self, job_id: str, after: int) -> list[JobEvent]:
+        while True:
+            try:
+                return await self.events(job_id, after)
+            except StoreUnavailable:
+                await asyncio.sleep(0.2)
+
+    async def _over(self, job_id: str) -> bool:
+        try:
+            return (await self.record(job_id, position=False)).terminal
+        except StoreUnavailable:
+            return False
+
+    # -- many jobs
+
+    async def list_jobs(
+        self,
+        user: str | None = None,
+        status: State | None = None,
+        kind: str | None = None,
+        model: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+    ) -> Page:
+        """Jobs newest first. A narrow filter may return a short page with a `next`: at most SCAN entries are read."""
+        records: list[JobRecord] = []
+        cursor, scanned = after, 0
+        while len(records) < limit and scanned < SCAN:
+            entries = await self._index(cursor, 200)
+            if not entries:
+                return Page(records, None)
+            scanned += len(entries)
+            wanted = [e for e in entries if _matches(e, user, kind, model)]
+            found = {r.id: r for r in await self._records([e[1] for e in wanted])}
+            for entry, job_id, _, _ in entries:
+                cursor = entry
+                record = found.get(job_id)
+                if record and (status is None or record.status == status):
+                    records.append(record)
+                    if len(records) == limit:
+                        break
+        return Page(records, cursor)
+
+    async def _index(self, before: str | None, count: int) -> list[tuple[str, str, str, str]]:
+        # (entry, id, user, queue) of all shards, newest first; entry ids are times, so that shards merge by them.
+        top = f"({before}" if before else "+"
+        pipe = self.redis.pipeline(transaction=False)
+        for prefix in self.keys.prefixes():
+            pipe.xrevrange(f"{prefix}index", max=top, count=count)
+        rows = [
+            (entry.decode(), fields[b"i"].decode(), fields[b"u"].decode(), fields[b"q"].decode())
+            for shard in await self._call(pipe.execute())
+            for entry, fields in shard
+        ]
+        rows.sort(key=lambda row: tuple(map(int, row[0].split("-"))), reverse=True)
+        return rows[:count]
+
+    async def _records(self, ids: list[str]) -> list[JobRecord]:
+        if not ids:
+            return []
+        pipe = self.redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipe.hmget(f"{self.keys.of_job(job_id)}job:{job_id}", *_FIELDS, *_MORE)
+        rows = await self._call(pipe.execute())
+        return [_record(job_id, row) for job_id, row in zip(ids, rows, strict=True) if row[0] is not None]
+
+    async def queues(self) -> list[QueueStats]:
+        """How each queue stands, by name."""
+        rows: list[Any] = []
+        for prefix in self.keys.prefixes():
+            rows += await self._call(scripts.run(self.redis, "stats", prefix))
+        return sorted(map(_stats, rows), key=lambda stats: stats.queue)
+
+    async def workers(self, queue: str) -> list[dict[str, Any]]:
+        """What each live worker of a queue says of itself."""
+        q = self.keys.queue(queue)
+        names = await self._call(self.redis.zrangebyscore(f"{q}workers", time.time() * 1000, "+inf"))
+        if not names:
+            return []
+        about = await self._call(self.redis.mget([f"{q}worker:{name.decode()}" for name in names]))
+        return [decode(text) for text in about if text]
+
+    async def parked(self, after: str | None = None, limit: int = 50) -> list[Parked]:
+        """Parked jobs and entries, newest first; `after` is the id of the last one seen."""
+        rows: list[Parked] = []
+        for prefix in self.keys.prefixes():
+            ids = await self._call(self.redis.zrevrange(f"{prefix}parked", 0, -1, withscores=True))
+            infos = await self._call(self.redis.hgetall(f"{prefix}parked:info"))
+            for name, at_ms in ids:
+                info = decode(infos.get(name, b"{}"))
+                rows.append(Parked(name.decode(), info.get("queue", ""), info.get("reason", ""), at_ms / 1000))
+        rows.sort(key=lambda row: row.parked_at, reverse=True)
+        start = next((i + 1 for i, row in enumerate(rows) if row.id == after), 0)
+        return rows[start : start + limit]
+
+    # -- inside
+
+    def _of(self, job_id: str) -> str:
+        prefix = self.keys.of_job(job_id)
+        if prefix is None:
+            raise NotFound(job_id)
+        return prefix
+
+    async def _call(self, call: Any) -> Any:
+        try:
+            return await call
+        except UNAVAILABLE as error:
+            raise unavailable(error) from error
+
+
+def parse_history(text: str) -> History:
+    """A job's history: (sequence number, state, Unix seconds) of every state it has had."""
+    return [(int(seq), STATES[code], int(ms) / 1000) for seq, code, ms in _STEP.findall(text)]
+
+
+def _record(job_id: str, values: list[bytes | None]) -> JobRecord:
+    texts = {name: value.decode() for name, value in zip(_FIELDS + _MORE, values, strict=True) if value is not None}
+    history = parse_history(texts["history"])
+    kind, _, model = texts["queue"].partition(":")
+    status = State(texts["state"])
+    started = _last(history, State.IN_PROGRESS)
+    finished = history[-1][2] if status in TERMINAL else None
+    return JobRecord(
+        id=job_id,
+        kind=kind,
+        model=model,
+        status=status,
+        priority=texts["lane"],  # type: ignore[arg-type]
+        user=texts["user"],
+        created_at=history[0][2],
+        started_at=started,
+        finished_at=finished,
+        expires_at=int(texts["expires"]) / 1000,
+        run_at=int(texts["due"]) / 1000 if "due" in texts else None,
+        attempts=int(texts.get("attempts", 0)),
+        claims=int(texts.get("claims", 0)),
+        max_attempts=int(texts["tries"]),
+        worker=texts.get("worker"),
+        queue_position=None,
+        waiting_for=None,
+        error=_error(texts.get("error"), status),
+        usage=decode(texts["usage"]) if "usage" in texts else None,
+        queue_ms=_milliseconds(_last(history, State.QUEUED), started),
+        run_ms=_milliseconds(started, finished),
+        metadata=decode(texts["metadata"]) if "metadata" in texts else {},
+        retry_of=texts.get("retry_of"),
+        history=history,
+    )
+
+
+def _last(history: History, state: State) -> float | None:
+    return next((at for _, was, at in reversed(history) if was == state), None)
+
+
+def _milliseconds(start: float | None, end: float | None) -> int | None:
+    return None if start is None or end is None or end < start else round((end - start) * 1000)
+
+
+def _error(text: str | None, status: State) -> JobError | None:
+    # The error of an earlier attempt says nothing about a job that completed in the end.
+    if text is None or status in (State.COMPLETED, State.INCOMPLETE):
+        return None
+    return decode(text, type=JobError)
+
+
+def _until(record: JobRecord) -> str:
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.run_at or 0))
+    return f"the pause after a failed attempt, until {at}" if record.attempts else f"its time, {at}"
+
+
+def _waiting_for(before: int, own: int, above: int, workers: int) -> str:
+    if workers == 0:
+        return "a worker: none is running for this model"
+    if before == 0:
+        return "a free slot"
+    if above:
+        return f"jobs of a higher priority ({above}) and {before - above} before it in its lane"
+    if own == before:
+        return f"this user's earlier jobs ({own})"
+    return f"{before} jobs before it, {own} of them this user's"
+
+
+def _state_events(history: bytes, error: bytes | None) -> list[JobEvent]:
+    events = []
+    for seq, state, at in parse_history(history.decode()):
+        data: dict[str, Any] = {"status": state.value, "at": at}
+        if error and state in (State.FAILED, State.CANCELLED, State.EXPIRED):
+            data["error"] = decode(error)
+        events.append(JobEvent(seq, "state", data))
+    return events
+
+
+def _token_event(entry: bytes, fields: dict[bytes, bytes]) -> JobEvent:
+    return JobEvent(int(entry.split(b"-")[0]), fields[b"e"].decode(), decode(fields[b"d"]))
+
+
+def _merged(states: list[JobEvent], tokens: list[JobEvent], after: int, upto: int | None) -> list[JobEvent]:
+    events = [e for e in states if e.seq > after and (upto is None or e.seq < upto)] + tokens
+    return sorted(events, key=lambda event: event.seq)
+
+
+def _ended(events: list[JobEvent]) -> bool:
+    return bool(events) and events[-1].event == "state" and events[-1].data["status"] in TERMINAL
+
+
+def _matches(entry: tuple[str, str, str, str], user: str | None, kind: str | None, model: str | None) -> bool:
+    its_kind, _, its_model = entry[3].partition(":")
+    return (user or entry[2]) == entry[2] and (kind or its_kind) == its_kind and (model or its_model) == its_model
+
+
+def _stats(row: list[Any]) -> QueueStats:
+    name, high, normal, low, in_progress, workers, oldest_ms, users, counts = row
+    kind, _, model = name.decode().partition(":")
+    flat = [value.decode() for value in counts]
+    return QueueStats(
+        queue=name.decode(),
+        kind=kind,
+        model=model,
+        depth={"high": high, "normal": normal, "low": low},
+        in_progress=in_progress,
+        workers=workers,
+        users_waiting=users,
+        oldest_wait_s=None if oldest_ms < 0 else oldest_ms / 1000,
+        counts={flat[i]: int(flat[i + 1]) for i in range(0, len(flat), 2)},
+    )
