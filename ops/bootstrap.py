@@ -165,15 +165,17 @@ def install_project(python: Path, uv: list[str]) -> None:
 
 def install_resolved(python: Path, uv: list[str], extra: str) -> None:
     """Resolve the ranges; without engines when no CPU torch exists for this Python."""
-    common = [*uv, "--override", str(OVERRIDES)]
+    # Where no wheel carries a redis-server, one is built from source: that takes a C compiler and two minutes.
+    always = "dev" if shutil.which("redis-server") else "dev,redis"
     if extra == "gpu":
         # pip's wheel folder is left out here: it may hold a CPU build of torch, which would win.
-        run_first_that_works([[*uv, "--torch-backend", "auto", "-e", f"{ROOT}[gpu,dev]"]])
-    elif extra == "cpu" and succeeds([*common, "--torch-backend", "cpu", "-e", f"{ROOT}[cpu,dev]"]):
+        run_first_that_works([[*uv, "--torch-backend", "auto", "-e", f"{ROOT}[gpu,{always}]"]])
         return
-    else:
-        say("installing everything but the engines: no generation and no embedding worker will start here")
-        run_first_that_works([[*uv, "-e", f"{ROOT}[dev]"]])
+    cpu = [*uv, "--override", str(OVERRIDES), "--torch-backend", "cpu", "-e", f"{ROOT}[cpu,{always}]"]
+    if extra == "cpu" and succeeds(cpu):
+        return
+    say("installing everything but the engines: no generation and no embedding worker will start here")
+    run_first_that_works([[*uv, "-e", f"{ROOT}[{always}]"]])
 
 
 def lock(python: Path) -> None:

