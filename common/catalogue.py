@@ -116,9 +116,7 @@ class Model:
     def _check_length(self, folder: Path) -> None:
         known = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
         if isinstance(known, int) and self.max_model_len > known:
-            raise self._wrong(
-                f"the model in {folder} has {known} positions, max_model_len is {self.max_model_len}"
-            )
+            raise self._wrong(f"the model in {folder} has {known} positions, max_model_len is {self.max_model_len}")
 
     def _wrong(self, message: str) -> SettingsInvalid:
         return SettingsInvalid(f"{self.place}: weights of {self.alias}: {message}")

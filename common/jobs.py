@@ -31,6 +31,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_s: float | None = None
     max_attempts: int | None = None
     retry_of: str | None = None
+    function: str = ""  # the job function, when it is not named like the kind (a worker's cron jobs)
 
     @property
     def queue(self) -> str:
@@ -43,6 +44,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
 
     input: dict[str, Any]
     params: dict[str, Any] = {}
+    function: str = ""
     v: int = 1  # version of this encoding; a worker parks what it does not know
 
 
@@ -73,7 +75,13 @@ class ClaimedJob(msgspec.Struct, frozen=True):
         if work.v != 1:
             raise msgspec.ValidationError(f"unknown encoding version {work.v}")
         return JobSpec(
-            kind=self.kind, model=self.model, input=work.input, params=work.params, user=self.user, priority=self.lane
+            kind=self.kind,
+            model=self.model,
+            input=work.input,
+            params=work.params,
+            user=self.user,
+            priority=self.lane,
+            function=work.function,
         )
 
 

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 import redis.asyncio as redis
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, RedisError, ReadOnlyError, ResponseError
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from common import scripts
+from common.blobs import Blobs
 from common.errors import IdempotencyMismatch, JobFailed, NotAllowedNow, NotFound, QueueFull, StoreUnavailable
 from common.jobs import ClaimedJob, JobError, JobResult, JobSpec, Submitted, Work, decode, encode
 from common.keys import Keys, new_job_id
@@ -103,6 +103,7 @@ class Queue:
         self.redis = client
         self.settings = settings
         self.keys = Keys(settings.namespace, settings.shards)
+        self.blobs = Blobs(settings)
         self._retention_ms = int(settings.retention_s * 1000)
 
     @classmethod
@@ -148,7 +149,7 @@ class Queue:
     async def _submit_some(self, shard: str, specs: list[JobSpec], keys: list[Key | None]) -> list[Submitted]:
         args: list[Any] = []
         for spec, key in zip(specs, keys, strict=True):
-            args += self._arguments(new_job_id(shard), spec, key)
+            args += self._arguments(new_job_id(shard), spec, await self._work(spec), key)
         settings = self.settings
         head = (int(settings.idempotency_s * 1000), settings.max_depth, settings.events_kept)
         prefix = self.keys.prefix(shard)
@@ -167,7 +168,12 @@ class Queue:
         except UNAVAILABLE:
             raise unavailable(first) from first
 
-    def _arguments(self, job_id: str, spec: JobSpec, key: Key | None) -> list[Any]:
+    async def _work(self, spec: JobSpec) -> bytes:
+        work = encode(Work(spec.input, spec.params, spec.function))
+        life_s = (spec.ttl_s or self.settings.default_ttl_s) + self.settings.retention_s
+        return await self.blobs.store(work, life_s) if len(work) > self.settings.inline_bytes else work
+
+    def _arguments(self, job_id: str, spec: JobSpec, work: bytes, key: Key | None) -> list[Any]:
         settings = self.settings
         return [
             job_id,
@@ -178,7 +184,7 @@ class Queue:
             int((spec.ttl_s or settings.default_ttl_s) * 1000),
             int((spec.timeout_s or settings.default_timeout_s) * 1000),
             spec.max_attempts or settings.max_attempts,
-            encode(Work(spec.input, spec.params)),
+            work,
             encode(spec.metadata) if spec.metadata else b"",
             spec.retry_of or "",
             _digest(spec.user, key.key) if key else "",
@@ -198,19 +204,20 @@ class Queue:
         """
         prefix = self._of(job_id)
         fields = ("state", "queue", "lane", "user", "work", "metadata", "timeout", "tries")
-        job = await self._call(self.redis.hmget(f"{prefix}job:{job_id}", fields))
+        job = await self._call(scripts.execute(self.redis, "HMGET", f"{prefix}job:{job_id}", *fields))
         if job[0] is None:
             raise NotFound(job_id)
         state = job[0].decode()
         if state not in (State.FAILED, State.CANCELLED, State.EXPIRED, State.INCOMPLETE):
             raise NotAllowedNow(job_id, state, "retry")
-        work = decode(job[4], type=Work)
+        work = decode(await self.blobs.load(job[4]), type=Work)
         kind, _, model = job[1].decode().partition(":")
         spec = JobSpec(
             kind=kind,
             model=model,
             input=work.input,
             params=work.params,
+            function=work.function,
             user=job[3].decode(),
             priority=job[2].decode(),
             metadata=decode(job[5]) if job[5] else {},
@@ -280,19 +287,17 @@ class Queue:
 
     async def wait_for_bell(self, queue: str) -> bool:
         """Wait until there may be work; false when `bell_timeout_s` passed without a ring."""
-        rung = await self.redis.blpop([f"{self.keys.queue(queue)}bell"], timeout=self.settings.bell_timeout_s)
-        return rung is not None
+        return await self._pop(f"{self.keys.queue(queue)}bell", self.settings.bell_timeout_s) is not None
 
     async def next_stop(self, queue: str, worker: str) -> str | None:
         """Wait for the next lease that this worker must stop working on; None when none came in time."""
-        key = f"{self.keys.queue(queue)}control:{worker}"
-        message = await self.redis.blpop([key], timeout=self.settings.bell_timeout_s)
-        return message[1].decode() if message else None
+        lease = await self._pop(f"{self.keys.queue(queue)}control:{worker}", self.settings.bell_timeout_s)
+        return lease.decode() if lease else None
 
     async def is_empty(self, queue: str) -> bool:
         """Whether nothing waits, is scheduled to wait, or runs (what a burst worker asks before it leaves)."""
         q = self.keys.queue(queue)
-        depth = await self.redis.hmget(f"{q}meta", ["depth:high", "depth:normal", "depth:low"])
+        depth = await scripts.execute(self.redis, "HMGET", f"{q}meta", "depth:high", "depth:normal", "depth:low")
         return not any(int(n or 0) for n in depth) and not await self.redis.zcard(f"{q}leases")
 
     # -- the scheduler's moves, one shard at a time
@@ -319,9 +324,13 @@ class Queue:
     async def wait_for_schedule(self, prefix: str, timeout_s: float) -> None:
         """Wait until something is due earlier than was known, or the time is over."""
         timeout_s = max(0.01, min(timeout_s, self.settings.bell_timeout_s))
-        await self.redis.blpop([f"{prefix}scheduler:bell"], timeout=timeout_s)
+        await self._pop(f"{prefix}scheduler:bell", timeout_s)
 
     # -- inside
+
+    async def _pop(self, key: str, timeout_s: float) -> bytes | None:
+        popped = await scripts.execute(self.redis, "BLPOP", key, timeout_s)
+        return popped[1] if popped else None
 
     def _of(self, job_id: str) -> str:
         prefix = self.keys.of_job(job_id)
@@ -384,5 +393,3 @@ def _claimed(row: list[Any], kind: str, model: str) -> ClaimedJob:
 
 def _swept(reply: list[int]) -> Swept:
     return Swept(reply[0], None if reply[1] < 0 else reply[1])
-
-

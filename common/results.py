@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -27,8 +27,10 @@ from common.states import STATES, TERMINAL, State
 from common.wakes import Wakes
 
 _STEP = re.compile(r"(\d+)([a-z])(\d+)")
-_FIELDS = ("queue", "lane", "user", "state", "history", "expires", "due", "attempts", "claims", "tries", "worker")
-_MORE = ("error", "usage", "metadata", "retry_of")
+_FIELDS = ["queue", "lane", "user", "state", "history", "expires", "due", "attempts", "claims", "tries", "worker"]
+_FIELDS += ["error", "usage", "metadata", "retry_of"]
+#: Upper bounds of the wait and run histograms, in seconds (`common/lua/job.lua` has the same); then +Inf.
+BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 #: Most index entries looked at for one page of a list: bounds what a narrow filter may cost.
 SCAN = 5_000
 
@@ -60,7 +62,9 @@ class QueueStats(msgspec.Struct, frozen=True):
     workers: int
     users_waiting: int
     oldest_wait_s: float | None
-    counts: dict[str, int]
+    counts: dict[
+        str, int
+    ]  # state:<state> moves; wait:<n> and run:<n> jobs in bucket n, from 1; wait:sum, run:sum in ms
 
 
 class Parked(msgspec.Struct, frozen=True):
@@ -95,7 +99,7 @@ class Results:
     async def record(self, job_id: str, position: bool = True) -> JobRecord:
         """A job's record. Raises NotFound, StoreUnavailable."""
         prefix = self._of(job_id)
-        values = await self._call(self.redis.hmget(f"{prefix}job:{job_id}", _FIELDS + _MORE))
+        values = await self._call(self.redis.hmget(f"{prefix}job:{job_id}", _FIELDS))
         if values[0] is None:
             raise NotFound(job_id)
         record = _record(job_id, values)
@@ -150,7 +154,7 @@ class Results:
         entries = await self._call(self.redis.xrange(f"{self._of(job_id)}tokens:{job_id}"))
         return [decode(fields[b"d"]) for _, fields in entries if fields[b"e"] == b"token"]
 
-    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
+    async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent]:
         """Every event above `after` as it happens; ends after the event of a terminal state.
 
         Outlives restarts of Redis. Raises NotFound when there is no such job (any more).
@@ -231,7 +235,7 @@ class Results:
             return []
         pipe = self.redis.pipeline(transaction=False)
         for job_id in ids:
-            pipe.hmget(f"{self.keys.of_job(job_id)}job:{job_id}", *_FIELDS, *_MORE)
+            pipe.hmget(f"{self.keys.of_job(job_id)}job:{job_id}", _FIELDS)
         rows = await self._call(pipe.execute())
         return [_record(job_id, row) for job_id, row in zip(ids, rows, strict=True) if row[0] is not None]
 
@@ -285,7 +289,7 @@ def parse_history(text: str) -> History:
 
 
 def _record(job_id: str, values: list[bytes | None]) -> JobRecord:
-    texts = {name: value.decode() for name, value in zip(_FIELDS + _MORE, values, strict=True) if value is not None}
+    texts = {name: value.decode() for name, value in zip(_FIELDS, values, strict=True) if value is not None}
     history = parse_history(texts["history"])
     kind, _, model = texts["queue"].partition(":")
     status = State(texts["state"])

@@ -71,6 +71,11 @@ def digest(name: str) -> str:
 async def run(client: redis.Redis, name: str, prefix: str, *args: Any) -> Any:
     """Run a script on one shard. A Redis that does not know it (a restart, SCRIPT FLUSH) is told, once."""
     try:
-        return await client.execute_command("EVALSHA", digest(name), 1, prefix, *args)
+        return await execute(client, "EVALSHA", digest(name), 1, prefix, *args)
     except NoScriptError:
-        return await client.execute_command("EVAL", source(name), 1, prefix, *args)
+        return await execute(client, "EVAL", source(name), 1, prefix, *args)
+
+
+async def execute(client: redis.Redis, *command: Any) -> Any:
+    """One command as it is (redis-py's methods are typed for its sync and its asyncio client at once)."""
+    return await client.execute_command(*command)  # type: ignore[no-untyped-call]

@@ -28,7 +28,9 @@ class Settings(BaseSettings):
     namespace: str = Field("jarvis", pattern=r"^[a-z0-9_-]{1,32}$", description="first part of every key")
     shards: int = Field(1, ge=1, le=256, description="hash tags that the queues are spread over")
     redis_timeout_s: Seconds = Field(5.0, description="no call to Redis is blocked longer (besides a blocking read)")
-    tune_redis: bool = Field(True, description="raise hash-max-listpack-value when Redis lets us (halves a job's memory)")
+    tune_redis: bool = Field(
+        True, description="raise hash-max-listpack-value when Redis lets us (halves a job's memory)"
+    )
 
     # Queue
     lease_s: Seconds = Field(30.0, description="how long a worker may be silent before its jobs go to others")
@@ -56,19 +58,30 @@ class Settings(BaseSettings):
 
     # Web
     host: str = Field("127.0.0.1", description="address the web process listens on")
-    port: int = Field(default_factory=lambda: int(os.environ.get("PORT", "8000")), ge=0, le=65_535, description="its port ($PORT counts too)")
+    port: int = Field(
+        default_factory=lambda: int(os.environ.get("PORT", "8000")),
+        ge=0,
+        le=65_535,
+        description="its port ($PORT counts too)",
+    )
     wait_max_s: Seconds = Field(60.0, description="longest Prefer: wait")
 
     # Workers
-    slots: Count | None = Field(None, description="jobs a worker runs at once; none: the catalogue's, else the kind's default")
+    slots: Count | None = Field(
+        None, description="jobs a worker runs at once; none: the catalogue's, else the kind's default"
+    )
     grace_s: Seconds = Field(30.0, description="how long a stopping worker lets its jobs finish")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe level that is logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe level that is logged"
+    )
 
     @model_validator(mode="after")
     def _clocks_fit(self) -> Self:
         # A healthy idle read must never look like a dead server (reliability.md, test 8).
         if self.bell_timeout_s >= self.redis_timeout_s:
-            raise ValueError(f"bell_timeout_s ({self.bell_timeout_s}) must be less than redis_timeout_s ({self.redis_timeout_s})")
+            raise ValueError(
+                f"bell_timeout_s ({self.bell_timeout_s}) must be less than redis_timeout_s ({self.redis_timeout_s})"
+            )
         return self
 
     @property

@@ -57,7 +57,7 @@ class Wakes:
                 await asyncio.wait_for(started.wait(), 1)
 
     async def _read(self, prefix: str, started: asyncio.Event) -> None:
-        streams: dict[Any, Any] = {}
+        streams: Any = {}
         while True:
             try:
                 if not streams:

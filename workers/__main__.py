@@ -1,0 +1,131 @@
+"""`python -m workers generation`: start one worker. Takes the flags an arq user knows.
+
+This module stays light: vLLM's engine core is a spawned process that imports the worker's main module again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from common.settings import Settings
+
+KINDS = ("generation", "embedding")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workers",
+        description="Run one worker: a kind of the catalogue, or an arq-style settings class (package.module.Class).",
+    )
+    parser.add_argument("what", help="generation, embedding, or the import path of a settings class")
+    parser.add_argument("--model", help="alias in the catalogue (default: the kind's first)")
+    parser.add_argument("--slots", type=int, help="jobs to run at once (default: the catalogue's)")
+    parser.add_argument("--burst", action="store_true", help="exit once no job is left")
+    parser.add_argument("--check", action="store_true", help="say whether a live worker serves the queue, and exit")
+    parser.add_argument("--watch", metavar="DIR", help="start again whenever a file in this folder changes")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every move of a job")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the worker to its end; returns the exit code."""
+    args = parser().parse_args(argv)
+    from common.errors import JarvisError
+    from common.settings import load_settings
+
+    try:
+        settings = load_settings(**({"slots": args.slots} if args.slots else {}))
+        log_to_stderr("debug" if args.verbose else settings.log_level)
+        kwargs = worker_settings(args.what, args.model, settings)
+        if args.check:
+            return asyncio.run(check(kwargs["queue_name"], settings))
+        if args.watch:
+            return watch(args.watch, argv if argv is not None else sys.argv[1:])
+        run(kwargs, burst=args.burst)
+    except JarvisError as error:
+        print(f"workers: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def worker_settings(what: str, model: str | None, settings: Settings) -> dict[str, Any]:
+    """The worker's settings for a kind of the catalogue or a settings class."""
+    from common.errors import SettingsInvalid
+
+    if what not in KINDS:
+        from arq.utils import import_string
+
+        from workers.worker import get_kwargs
+
+        sys.path.append(os.getcwd())
+        try:
+            return {"settings": settings, **get_kwargs(import_string(what))}
+        except ImportError as error:
+            raise SettingsInvalid(
+                f"{what!r} is neither one of {', '.join(KINDS)} nor a settings class: {error}"
+            ) from error
+    from common.catalogue import Catalogue
+
+    catalogue = Catalogue.load(settings.catalogue)
+    chosen = catalogue.get(what, model) if model else catalogue.of_kind(what)[0]
+    if what == "generation":
+        from workers.generation import settings_for
+    else:
+        from workers.embedding import settings_for
+    return {"settings": settings, **settings_for(chosen, settings)}
+
+
+def run(kwargs: dict[str, Any], burst: bool) -> None:
+    """Run on uvloop until a signal, or until nothing is left."""
+    import uvloop
+
+    from workers.worker import create_worker
+
+    loop = uvloop.new_event_loop()  # before the worker is made: its signal handlers go on this loop
+    asyncio.set_event_loop(loop)
+    create_worker(kwargs, **({"burst": True} if burst else {})).run()
+
+
+async def check(queue: str, settings: Settings) -> int:
+    """0 when a live worker serves the queue, 1 when none does."""
+    from common.queue import Queue
+    from common.results import Results
+
+    client = await Queue.connect(settings)
+    try:
+        workers = await Results(client.redis, settings).workers(queue)
+    finally:
+        await client.close()
+    for worker in workers:
+        print(f"{queue}: {worker['id']} with {worker['slots']} slots on {worker['device']}")
+    if not workers:
+        print(f"{queue}: no live worker", file=sys.stderr)
+    return 0 if workers else 1
+
+
+def watch(folder: str, argv: list[str]) -> int:
+    """Run the same command without --watch, and start it again when a file changes."""
+    from watchfiles import PythonFilter, run_process
+
+    rest = [part for i, part in enumerate(argv) if part != "--watch" and (i == 0 or argv[i - 1] != "--watch")]
+    rest = [part for part in rest if not part.startswith("--watch=")]
+    command = " ".join([sys.executable, "-m", "workers", *rest])
+    run_process(folder, target=command, target_type="command", watch_filter=PythonFilter())
+    return 0
+
+
+def log_to_stderr(level: str) -> None:
+    """One line per event on standard error."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("arq").setLevel("WARNING")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

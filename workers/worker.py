@@ -1,0 +1,479 @@
+"""The worker: arq's shell around jobs that come from Redis Streams.
+
+arq gives the settings classes, the function registry, `ctx`, hooks, `Retry`, cron arithmetic, burst mode and the
+signals' registration. Where jobs come from, how they are leased, committed and given back is here: one loop
+claims, one writes, one listens for jobs to stop, and a process of its own keeps the leases (`workers/beat.py`).
+A worker never holds more jobs than it has slots: a slot is free again when its job's end is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+from arq.connections import RedisSettings
+from arq.cron import CronJob
+from arq.worker import FailedJobs, Retry
+from arq.worker import Worker as ArqWorker
+from redis.exceptions import RedisError
+
+from common.errors import JobFailed
+from common.jobs import ClaimedJob, JobResult, JobSpec, decode, encode
+from common.queue import Event, Key, Outcome, Queue
+from common.results import Results
+from common.settings import Settings, load_settings
+from workers.beat_process import BeatProcess
+from workers.slots import SlotTable
+
+log = logging.getLogger("jarvis.worker")
+
+Reason = Literal["cancelled", "lost", "timeout", "shutdown"]
+#: Events that may wait to be written before an emitting job has to wait too (Redis is away or slow).
+EVENTS_WAITING = 10_000
+#: Events and outcomes in one call: bounds how long one script keeps Redis busy.
+WRITE_BATCH = 500
+
+
+class Run:
+    """One job while this worker holds it."""
+
+    __slots__ = ("deadline", "job", "reason", "row", "seq", "task")
+
+    def __init__(self, job: ClaimedJob, row: int, deadline: float) -> None:
+        self.job = job
+        self.row = row
+        self.deadline = deadline
+        self.seq = job.seq
+        self.task: asyncio.Task[None] | None = None
+        self.reason: Reason | None = None
+
+    def stop(self, reason: Reason) -> None:
+        """Cancel the job function; the first reason counts."""
+        if self.reason is None and self.task is not None and not self.task.done():
+            self.reason = reason
+            self.task.cancel()
+
+
+class Worker(ArqWorker):
+    """`arq.worker.Worker` on Streams. Takes arq's settings, plus `settings` (ours).
+
+    `queue_name` is `<kind>:<model>`. The function that runs a job is the one named like its kind. A function whose
+    second parameter is called `job` gets the ClaimedJob; any other gets the fields of the job's input by name.
+    """
+
+    def __init__(self, functions: Any = (), *, settings: Settings | None = None, **arq_settings: Any) -> None:
+        self.settings = _settings(settings or (arq_settings.get("ctx") or {}).get("settings"), arq_settings)
+        arq_settings.setdefault("job_completion_wait", int(self.settings.grace_s))
+        # Nothing of ours goes through arq's serializer; should anything ever, it is not pickle.
+        arq_settings.update(job_serializer=encode, job_deserializer=decode)
+        super().__init__(functions, **arq_settings)
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"  # never used again
+        self.running: dict[str, Run] = {}
+        self.stale = 0
+        self._takes_job = {name: _takes_job(f.coroutine) for name, f in self.functions.items()}
+        self._chunk = max(1, self.max_jobs // 3)  # three batches in flight: Redis and Python overlap
+        self._events: list[Event] = []
+        self._outcomes: list[Outcome] = []
+        self._to_write = asyncio.Event()
+        self._written = asyncio.Event()
+        self._slot_free = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._bell: asyncio.Task[bool] | None = None
+
+    # -- the life of the worker
+
+    async def main(self) -> None:
+        """Run until drained (a signal) or, in burst mode, until nothing is left."""
+        self.queue = await Queue.connect(self.settings)
+        self.results = Results(self.queue.redis, self.settings)
+        self._pool = self.queue.redis  # type: ignore[assignment]
+        self.ctx.update(redis=self.queue.redis, settings=self.settings, emit=self.emit, emitted=self._emitted)
+        log.info("starting %s for %s: %s", self.id, self.queue_name, ", ".join(self.functions))
+        if self.on_startup:
+            await self.on_startup(self.ctx)
+        self._table = SlotTable.create(self.max_jobs)
+        self.beat = BeatProcess(self.settings, self.queue_name, self.id, self._table, self._about(), self._lost)
+        await self.beat.start()
+        await self._work()
+
+    async def _work(self) -> None:
+        helpers = [self._write_loop(), self._control_loop(), self._deadline_loop()]
+        if self.cron_jobs:
+            helpers.append(self._cron_loop())
+        tasks = [self.loop.create_task(helper) for helper in helpers]
+        claims = self.loop.create_task(self._claim_loop())
+        try:
+            await _first_of(claims, *tasks)
+            await self._drain()
+        finally:
+            for task in (claims, *tasks):
+                task.cancel()
+            await asyncio.gather(claims, *tasks, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        """Let running jobs finish within the grace, give the rest back, and see everything written."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._job_completion_wait or None):
+                await _first_of(self._until(lambda: not self.running), self._hurry.wait())
+        for run in list(self.running.values()):
+            run.stop("shutdown")
+        with suppress(TimeoutError):  # Redis may be away: the leases will end by themselves
+            async with asyncio.timeout(self.settings.redis_timeout_s):
+                await self._until(lambda: not self.running)
+
+    async def _until(self, done: Callable[[], bool]) -> None:
+        while not done():
+            self._slot_free.clear()
+            await self._slot_free.wait()
+
+    def handle_sig(self, signum: signal.Signals) -> None:
+        """Take no more jobs and drain; a second signal ends the grace at once."""
+        log.info("%s: draining, %d jobs running", signal.Signals(signum).name, len(self.running))
+        if self._draining.is_set():
+            self._hurry.set()
+        self._draining.set()
+        self.allow_pick_jobs = False
+        self._slot_free.set()
+        if self._bell is not None:
+            self._bell.cancel()
+        elif self.main_task is not None and not hasattr(self, "beat"):
+            self.main_task.cancel()  # still loading: nothing to give back
+        if self.on_stop:
+            self.on_stop(signal.Signals(signum))
+
+    handle_sig_wait_for_completion = handle_sig
+
+    async def close(self) -> None:
+        """Leave the list of workers, stop the beat, shut the engine down. Works with Redis away."""
+        if self._pool is None:
+            return
+        if hasattr(self, "beat"):
+            await self.beat.stop()
+            self._table.close()
+            with suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(self.settings.redis_timeout_s):
+                    await self.queue.leave(self.queue_name, self.id)
+        if self.on_shutdown:
+            await self.on_shutdown(self.ctx)
+        await self.queue.close()
+        self._pool = None
+
+    async def run_check(self, retry_jobs: bool | None = None, max_burst_jobs: int | None = None) -> int:
+        """Run, and raise FailedJobs if any job failed; returns how many completed."""
+        if max_burst_jobs is not None:
+            self.max_burst_jobs = max_burst_jobs
+        await self.async_run()
+        if self.jobs_failed:
+            raise FailedJobs(self.jobs_failed, [])
+        return self.jobs_complete
+
+    def _about(self) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "slots": self.max_jobs,
+            "started_at": time.time(),
+            "device": self.ctx.get("device", "cpu"),
+        }
+
+    # -- claiming
+
+    async def _claim_loop(self) -> None:
+        request = 0
+        while not self._draining.is_set():
+            want = self._want()
+            if want <= 0:
+                if self.burst and 0 <= self.max_burst_jobs <= self._started():
+                    return
+                self._slot_free.clear()
+                await self._slot_free.wait()
+                continue
+            request += 1
+            claimed = await self._patiently(self.queue.claim, self.queue_name, self.id, want, request)
+            for job in claimed:
+                self._start(job)
+            if len(claimed) < want and not await self._more():
+                return
+
+    def _want(self) -> int:
+        want = min(self._chunk, self.max_jobs - len(self.running))
+        if self.burst and self.max_burst_jobs >= 0:
+            want = min(want, self.max_burst_jobs - self._started())
+        return want
+
+    def _started(self) -> int:
+        return self.jobs_complete + self.jobs_retried + self.jobs_failed + len(self.running)
+
+    async def _more(self) -> bool:
+        """The queue is empty: wait for the bell. False when a burst worker has nothing left to do."""
+        if self.burst:
+            if not self.running and await self._patiently(self.queue.is_empty, self.queue_name):
+                return False
+            await asyncio.sleep(0.01)
+            return True
+        if not self._draining.is_set():
+            self._bell = self.loop.create_task(self._patiently(self.queue.wait_for_bell, self.queue_name))
+            with suppress(asyncio.CancelledError):
+                await self._bell
+            self._bell = None
+        return True
+
+    def _start(self, job: ClaimedJob) -> None:
+        now = time.monotonic()
+        deadline = now + job.timeout_s
+        run = Run(job, self._table.hold(job.lease, now, deadline), deadline)
+        self.running[job.lease] = run
+        run.task = self.loop.create_task(self._run(run))
+
+    # -- running one job: execute, outcome, commit
+
+    async def _run(self, run: Run) -> None:
+        outcome = await self._outcome(run)
+        if outcome is None:
+            self._settle(run)  # stopped, and not ours to write about
+            return
+        self._outcomes.append(outcome)
+        self._to_write.set()
+
+    async def _outcome(self, run: Run) -> Outcome | None:
+        try:
+            result = await self._execute(run)
+            return await self._stored(Outcome.done(run.job, run.seq, result))
+        except asyncio.CancelledError:
+            return self._interrupted(run)
+        except Retry as retry:
+            delay_s = None if retry.defer_score is None else retry.defer_score / 1000
+            return self._failed(run, JobFailed("retry", "the job asked to be run again", True, delay_s))
+        except JobFailed as failure:
+            return self._failed(run, failure)
+        except Exception as error:
+            log.exception("job %s: %s", run.job.id, type(error).__name__)
+            return self._failed(run, JobFailed("error", f"{type(error).__name__} in the job function", True))
+
+    async def _execute(self, run: Run) -> JobResult:
+        job = run.job
+        if job.raw.startswith(b"@"):
+            job = msgspec.structs.replace(job, raw=await self.queue.blobs.load(job.raw))
+        try:
+            spec = job.spec
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise JobFailed("unreadable", f"the stored job cannot be read: {error}") from error
+        name = spec.function or spec.kind
+        function = self.functions.get(name)
+        if function is None:
+            raise JobFailed("unknown_function", f"this worker has no function {name!r}")
+        ctx = self.ctx | {"job": job, "job_id": job.id, "job_try": job.attempts + 1}
+        if self.on_job_start:
+            await self.on_job_start(ctx)
+        given = (job,) if self._takes_job[name] else ()
+        named = {} if self._takes_job[name] else spec.input
+        returned = await function.coroutine(ctx, *given, **named)
+        if self.on_job_end:
+            await self.on_job_end(ctx)
+        return _result(returned)
+
+    async def _stored(self, outcome: Outcome) -> Outcome:
+        if len(outcome.body) <= self.settings.inline_bytes:
+            return outcome
+        reference = await self.queue.blobs.store(outcome.body, self.settings.retention_s)
+        return Outcome(outcome.job, outcome.kind, outcome.seq, reference, outcome.usage)
+
+    def _interrupted(self, run: Run) -> Outcome | None:
+        if run.reason in ("cancelled", "lost"):
+            return None
+        if run.reason == "shutdown":
+            return Outcome.release(run.job, run.seq)
+        if run.reason == "timeout":
+            return self._failed(run, JobFailed("timeout", f"it ran longer than {run.job.timeout_s:g} s"))
+        return self._failed(run, JobFailed("error", "the job function cancelled itself", True))
+
+    def _failed(self, run: Run, failure: JobFailed) -> Outcome:
+        return Outcome.failed(run.job, run.seq, failure, self.settings)
+
+    def _settle(self, run: Run, outcome: Outcome | None = None) -> None:
+        """The job's end is stored (or is not ours): its slot is free."""
+        if self.running.pop(run.job.lease, None) is None:
+            return
+        self._table.clear(run.row)
+        if outcome is not None:
+            self._count(outcome)
+        self._slot_free.set()
+        if self.after_job_end:
+            self.loop.create_task(self.after_job_end(self.ctx | {"job": run.job, "job_id": run.job.id}))
+
+    def _count(self, outcome: Outcome) -> None:
+        if outcome.kind in ("completed", "incomplete"):
+            self.jobs_complete += 1
+        elif outcome.kind == "failed":
+            self.jobs_failed += 1
+        else:
+            self.jobs_retried += 1
+
+    # -- writing
+
+    async def emit(self, job: ClaimedJob, event: str, data: dict[str, Any]) -> None:
+        """Append an event to a running job's stream; written in order, together with those of other jobs."""
+        run = self.running.get(job.lease)
+        if run is None:
+            return
+        run.seq += 1
+        self._events.append(Event(job, run.seq, event, encode(data)))
+        self._to_write.set()
+        while len(self._events) > EVENTS_WAITING:
+            self._written.clear()
+            await self._written.wait()
+
+    async def _emitted(self, job: ClaimedJob) -> list[dict[str, Any]]:
+        return await self._patiently(self.results.emitted, job.id)  # type: ignore[no-any-return]
+
+    async def _write_loop(self) -> None:
+        # One writer: a job's events are written before its end is, and while one call is under way the next batch
+        # gathers. What a batch costs is shared by all that came meanwhile.
+        while True:
+            await self._to_write.wait()
+            self._to_write.clear()
+            events, self._events = self._events, []
+            outcomes, self._outcomes = self._outcomes, []
+            for start in range(0, len(events), WRITE_BATCH):
+                some = events[start : start + WRITE_BATCH]
+                self._lost(await self._patiently(self.queue.emit, self.queue_name, some))
+            self._written.set()
+            for start in range(0, len(outcomes), WRITE_BATCH):
+                await self._commit(outcomes[start : start + WRITE_BATCH])
+
+    async def _commit(self, outcomes: list[Outcome]) -> None:
+        answers = await self._patiently(self.queue.commit, self.queue_name, self.id, outcomes)
+        for outcome, answer in zip(outcomes, answers, strict=True):
+            if answer == "lost":
+                self.stale += 1
+                log.warning("job %s: its lease was lost, this run's end was not stored", outcome.job.id)
+            run = self.running.get(outcome.job.lease)
+            if run is not None:
+                self._settle(run, outcome if answer != "lost" else None)
+
+    # -- stopping jobs
+
+    async def _control_loop(self) -> None:
+        while True:
+            lease = await self._patiently(self.queue.next_stop, self.queue_name, self.id)
+            if lease in self.running:
+                self.running[lease].stop("cancelled")
+
+    def _lost(self, leases: list[str]) -> None:
+        for lease in leases:
+            if lease in self.running:
+                self.running[lease].stop("lost")
+
+    async def _deadline_loop(self) -> None:
+        while True:
+            now = time.monotonic()
+            for run in list(self.running.values()):
+                if run.deadline < now:
+                    run.stop("timeout")
+            await asyncio.sleep(min(1.0, self.settings.lease_s / 4))
+
+    # -- recurring jobs of a settings class
+
+    async def _cron_loop(self) -> None:
+        for job in self.cron_jobs:
+            if job.run_at_startup:
+                await self._tick(job, datetime.now(tz=self.timezone))
+            job.calculate_next(datetime.now(tz=self.timezone))
+        while True:
+            job = min(self.cron_jobs, key=lambda cron: _next_run(cron))
+            tick = _next_run(job)
+            await asyncio.sleep(max(0.0, tick.timestamp() - time.time()))
+            await self._tick(job, tick)
+            job.calculate_next(tick)
+
+    async def _tick(self, job: CronJob, tick: datetime) -> None:
+        # The key is the tick: however many workers have this cron job, one of them submits it.
+        kind, _, model = self.queue_name.partition(":")
+        spec = JobSpec(kind=kind, model=model, input={}, user="cron", function=job.name)
+        await self._patiently(self.queue.submit, spec, Key(f"cron {job.name} {int(tick.timestamp() * 1000)}", ""))
+
+    # -- Redis may be away
+
+    async def _patiently(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Call until Redis answers. Every move may be repeated, so nothing is done twice."""
+        pause_s = 0.02
+        while True:
+            try:
+                return await call(*args)
+            except (RedisError, OSError) as error:
+                log.debug("Redis is away (%s: %s)", type(error).__name__, error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(1.0, pause_s * 2)
+
+
+def get_kwargs(settings_cls: Any) -> dict[str, Any]:
+    """The worker's settings out of an arq-style settings class, its bases included, or a dict."""
+    known = set(inspect.signature(ArqWorker).parameters) | {"settings"}
+    if isinstance(settings_cls, dict):
+        return {name: value for name, value in settings_cls.items() if name in known}
+    return {name: inspect.getattr_static(settings_cls, name) for name in known if hasattr(settings_cls, name)}
+
+
+def create_worker(settings_cls: Any, **kwargs: Any) -> Worker:
+    """A worker from a settings class; keywords win over it."""
+    return Worker(**{**get_kwargs(settings_cls), **kwargs})
+
+
+def run_worker(settings_cls: Any, **kwargs: Any) -> Worker:
+    """Create a worker and run it to its end."""
+    worker = create_worker(settings_cls, **kwargs)
+    worker.run()
+    return worker
+
+
+def _settings(settings: Settings | None, arq_settings: dict[str, Any]) -> Settings:
+    settings = settings or load_settings()
+    given: RedisSettings | None = arq_settings.pop("redis_settings", None)
+    if given is None:
+        return settings
+    credentials = f"{given.username or ''}:{given.password}@" if given.password else ""
+    scheme = "rediss" if given.ssl else "redis"
+    url = f"{scheme}://{credentials}{given.host}:{given.port}/{given.database}"
+    return settings.model_copy(update={"redis_url": url})
+
+
+def _takes_job(function: Callable[..., Any]) -> bool:
+    names = list(inspect.signature(function).parameters)
+    return len(names) > 1 and names[1] == "job"
+
+
+def _result(returned: Any) -> JobResult:
+    if isinstance(returned, JobResult):
+        return returned
+    return JobResult(returned if isinstance(returned, dict) else {"value": returned})
+
+
+def _next_run(job: CronJob) -> datetime:
+    assert job.next_run is not None, "calculate_next was called"
+    return job.next_run
+
+
+async def _first_of(*waits: Awaitable[Any]) -> None:
+    """Wait for the first to end and raise its error, if it ended with one."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task, wait in zip(tasks, waits, strict=True):
+            if task is not wait:  # made here: nobody else waits for it
+                task.cancel()
