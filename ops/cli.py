@@ -59,16 +59,12 @@ def _checked_url(url: str) -> str:
 
 Url = Annotated[
     str,
-    typer.Option(
-        "--url", envvar="JARVIS_URL", callback=_checked_url, help="Where Jarvis answers.", metavar="URL"
-    ),
+    typer.Option("--url", envvar="JARVIS_URL", callback=_checked_url, help="Where Jarvis answers.", metavar="URL"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="A job's id.")]
 After = Annotated[str | None, typer.Option(help="Where the page before ended.", metavar="CURSOR")]
-Patience = Annotated[
-    float, typer.Option(min=0, help="How long a lost server is waited for.", metavar="SECONDS")
-]
+Patience = Annotated[float, typer.Option(min=0, help="How long a lost server is waited for.", metavar="SECONDS")]
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -78,9 +74,7 @@ def submit(
         list[str] | None, typer.Argument(help="The prompt (its words are joined), or texts to embed.")
     ] = None,
     kind: Annotated[str, typer.Option(help="generation or embedding.")] = "generation",
-    model: Annotated[
-        str | None, typer.Option(help="Model alias.  [default: demo; minilm for embedding]")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model alias.  [default: demo; minilm for embedding]")] = None,
     prompt: Annotated[str | None, typer.Option(help="The prompt; - reads it from stdin.")] = None,
     messages: Annotated[
         str | None, typer.Option(help="A JSON file of chat messages; - is stdin.", metavar="FILE")
@@ -88,27 +82,17 @@ def submit(
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 always picks the likeliest token.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")
-    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
     param: Annotated[list[str] | None, typer.Option(help="Any other parameter.", metavar="KEY=VALUE")] = None,
     priority: Annotated[Lane | None, typer.Option(help="Which lane it waits in.")] = None,
     delay_s: Annotated[float | None, typer.Option("--delay-s", help="Start no sooner than this.")] = None,
-    ttl_s: Annotated[
-        float | None, typer.Option("--ttl-s", help="Expire after this, finished or not.")
-    ] = None,
+    ttl_s: Annotated[float | None, typer.Option("--ttl-s", help="Expire after this, finished or not.")] = None,
     timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest running time.")] = None,
     max_attempts: Annotated[int | None, typer.Option(help="Tries before it counts as failed.")] = None,
     user: Annotated[str | None, typer.Option(help="Whose job this is; users get equal turns.")] = None,
-    metadata: Annotated[
-        list[str] | None, typer.Option(help="Kept with the job.", metavar="KEY=VALUE")
-    ] = None,
-    idempotency_key: Annotated[
-        str | None, typer.Option(help="The same key never makes a second job.")
-    ] = None,
-    watch_it: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show the answer while it is made.")
-    ] = False,
+    metadata: Annotated[list[str] | None, typer.Option(help="Kept with the job.", metavar="KEY=VALUE")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key never makes a second job.")] = None,
+    watch_it: Annotated[bool, typer.Option("--watch", "-w", help="Show the answer while it is made.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Print the result when it is there.")] = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
@@ -157,9 +141,7 @@ def _submitted(client: Client, record: Json, *, watch_it: bool, wait: bool, as_j
 @app.command()
 def watch(
     job_id: JobId,
-    after: Annotated[
-        int, typer.Option(min=0, help="Show what follows this event number.", metavar="SEQ")
-    ] = 0,
+    after: Annotated[int, typer.Option(min=0, help="Show what follows this event number.", metavar="SEQ")] = 0,
     patience_s: Patience = 600.0,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
@@ -187,8 +169,7 @@ def _watch(client: Client, job_id: str, *, as_json: bool, after: int = 0, patien
                 _end(client, shown, record, whole=after == 0)
             return _exit_code(record.get("status"))
     except KeyboardInterrupt:
-        elsewhere = "" if client.url == DEFAULT_URL else f" --url {client.url}"
-        note(f"\nThe job goes on. Come back with: jarvis watch {job_id}{elsewhere}")
+        note(f"\nThe job goes on. Come back with: jarvis watch {job_id}{_elsewhere(client)}")
         return INTERRUPTED
 
 
@@ -205,22 +186,30 @@ def _end(client: Client, shown: screen.Plain, record: Json, *, whole: bool) -> N
 
 def _wait(client: Client, job_id: str, *, as_json: bool) -> int:
     """Wait for a job's end and print its result, or with --json its record with the result inside."""
-    try:
-        for _ in client.follow(job_id, notice=note):
-            pass
-        record = client.patiently(lambda: client.record(job_id), note)
-        has_result = record.get("status") in ("completed", "incomplete")
-        result = client.patiently(lambda: client.result(job_id), note) if has_result else None
-    except KeyboardInterrupt:
-        note(f"\nThe job goes on. Come back with: jarvis result --wait {job_id}")
-        return INTERRUPTED
+    _until_its_end(client, job_id)
+    record = client.patiently(lambda: client.record(job_id), note)
+    has_result = record.get("status") in ("completed", "incomplete")
+    result = client.patiently(lambda: client.result(job_id), note) if has_result else None
     if as_json:
         print_json({**record, "result": result})
     elif result is not None:
-        typer.echo(tables.result_text(result))
+        screen.say(tables.result_text(result))
     if not as_json and record.get("status") != "completed":
         note(tables.end_words(record))
     return _exit_code(record.get("status"))
+
+
+def _until_its_end(client: Client, job_id: str) -> None:
+    try:
+        for _ in client.follow(job_id, notice=note):
+            pass
+    except KeyboardInterrupt:
+        note(f"\nThe job goes on. Come back with: jarvis result --wait {job_id}{_elsewhere(client)}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _elsewhere(client: Client) -> str:
+    return "" if client.url == DEFAULT_URL else f" --url {client.url}"
 
 
 @app.command()
@@ -229,7 +218,7 @@ def status(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> No
     with _server(url, as_json) as client:
         record = client.record(job_id)
     known = [(name, str(value)) for name, value in tables.facts(record) if value]
-    _show(record, "\n".join(f"{name:<10} {tables.printable(value)}" for name, value in known), as_json)
+    _show(record, "\n".join(f"{name:<10} {value}" for name, value in known), as_json)
 
 
 @app.command()
@@ -244,16 +233,13 @@ def result(
     That is its text, or one line of numbers per embedded text.
     """
     with _server(url, as_json) as client:
-        if wait and not as_json:
-            raise typer.Exit(_wait(client, job_id, as_json=False))
         if wait:
-            for _ in client.follow(job_id, notice=note):
-                pass
+            _until_its_end(client, job_id)
         document = client.result(job_id)
-        if document is None or "output" not in document:
+        if document is None or document.get("output") is None:
             note(f"no result: {job_id} is {tables.end_words(client.record(job_id))}")
             raise typer.Exit(NOT_COMPLETED)
-    _show(document, tables.printable(tables.result_text(document)), as_json)
+    _show(document, tables.result_text(document), as_json)
 
 
 @app.command()
@@ -362,9 +348,7 @@ def check(as_json: AsJson = False) -> None:
     findings = examine(settings)
     wrong = [finding for finding in findings if finding.level == "wrong"]
     if as_json:
-        print_json(
-            {"ok": not wrong, "settings": settings.masked(), "findings": [asdict(one) for one in findings]}
-        )
+        print_json({"ok": not wrong, "settings": settings.masked(), "findings": [asdict(one) for one in findings]})
     else:
         for name, value in settings.masked().items():
             typer.echo(f"{name} = {value}")
@@ -429,14 +413,14 @@ def _show(document: Json, words: str, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        typer.echo(words)
+        screen.say(words)
 
 
 def _show_page(page: Json, as_json: bool, head: tuple[str, ...], row: Callable[[Json], list[Any]]) -> None:
     rows = [row(entry) for entry in page.get("data") or []]
     _show(page, "\n".join(tables.table(head, rows)), as_json)
-    if page.get("next_cursor") and not as_json:
-        note(f"more: --after {page['next_cursor']}")
+    if page.get("next") and not as_json:
+        note(f"more: --after {page['next']}")
 
 
 @contextmanager

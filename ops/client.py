@@ -193,9 +193,7 @@ class Client:
             headers["Last-Event-ID"] = str(after)
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=SILENCE_S)
         try:
-            with self._http.stream(
-                "GET", f"{_job(job_id)}/events", headers=headers, timeout=timeout
-            ) as response:
+            with self._http.stream("GET", f"{_job(job_id)}/events", headers=headers, timeout=timeout) as response:
                 if response.headers.get("content-type", "").partition(";")[0] != "text/event-stream":
                     response.read()
                     self._document(response)

@@ -63,8 +63,7 @@ class Plain:
         """Show how far the job is."""
 
     def note(self, text: str) -> None:
-        """Say something beside the answer."""
-        self.end_line()
+        """Say something beside the answer, which stays as the model wrote it."""
         note(text)
 
     def end_line(self) -> None:
@@ -120,6 +119,10 @@ class Terminal(Plain):
         self._progress = ", ".join(f"{name} {value}" for name, value in data.items())
         self._say(self._progress)
 
+    def note(self, text: str) -> None:
+        """Say something on a line of its own."""
+        super().note(f"\n{text}" if self._mid_line else text)
+
     def _say(self, words: str) -> None:
         self._words = printable(words)
         status = self._status  # the other thread may take it away
@@ -160,8 +163,12 @@ def in_terminal() -> bool:
 
 def write(text: str) -> None:
     """Write a piece of an answer to stdout at once."""
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    typer.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
+
+
+def say(text: str) -> None:
+    """Print what was asked for."""
+    write(f"{text}\n")
 
 
 def note(text: str) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ops.client import Json
 
 JOB_HEAD = ("ID", "STATUS", "KIND", "MODEL", "PRIORITY", "USER", "AGE")
-PARKED_HEAD = ("ID", "JOB", "QUEUE", "REASON", "AGE")
+PARKED_HEAD = ("ID", "QUEUE", "REASON", "AGE")
 QUEUE_HEAD = ("QUEUE", "HIGH", "NORMAL", "LOW", "RUNNING", "WORKERS", "OLDEST")
 
 # Text from a server or a model could do anything to a terminal with these.
@@ -27,8 +27,8 @@ def printable(text: str) -> str:
 def waiting_words(record: Json) -> str:
     """Where a job stands, its place in the queue and what it waits for."""
     parts = [str(record.get("status", "")).replace("_", " ")]
-    if record.get("queue_position") is not None:
-        parts.append(f"position {record['queue_position']}")
+    if record.get("queue_position"):
+        parts.append(f"{record['queue_position']} before it")
     if record.get("waiting_for"):
         parts.append(f"waits for {record['waiting_for']}")
     return " · ".join(parts)
@@ -110,8 +110,7 @@ def job_row(record: Json) -> list[Any]:
 
 def parked_row(entry: Json) -> list[Any]:
     """A parked job's line in a list, as PARKED_HEAD names its columns."""
-    reason = entry.get("reason") or entry.get("why") or entry.get("code")
-    return [entry.get("id"), entry.get("job_id"), entry.get("queue"), reason, _age(entry.get("parked_at"))]
+    return [entry.get("id"), entry.get("queue"), entry.get("reason"), _age(entry.get("parked_at"))]
 
 
 def queue_table(document: Json) -> list[str]:
@@ -125,7 +124,7 @@ def _queue_row(queue: Json) -> list[Any]:
     depth = queue.get("depth") or {}
     oldest = queue.get("oldest_wait_s")
     return [
-        queue.get("queue") or queue.get("name") or queue.get("id"),
+        queue.get("queue"),
         *(depth.get(lane, 0) for lane in LANES),
         queue.get("in_progress"),
         queue.get("workers"),
