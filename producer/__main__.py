@@ -1,0 +1,94 @@
+"""`python -m producer`: serves the web application on loopback until it is told to stop."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+
+from common.errors import SettingsInvalid
+from common.settings import Settings, load_settings, mask
+from producer.app import create_app
+
+GRACE_S = 5  # for answers in progress; whoever waits or reads events is let go at once and comes back
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's server, which says where it listens and lets waiting callers go before it stops."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, settings: Settings) -> None:
+        super().__init__(config)
+        self.web = app
+        self.settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and say so in one line."""
+        await super().startup(sockets)
+        if self.started:
+            port = self.servers[0].sockets[0].getsockname()[1]
+            address = f"http://{_shown_host(self.settings.host)}:{port}"
+            print(f"web listens on {address}, Redis is {mask(self.settings.redis_url)}", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End every held answer and every stream, then stop in order."""
+        self.web.state.stopping.set()
+        await super().shutdown(sockets)
+
+
+def main() -> None:
+    """Read the settings, check them, serve."""
+    try:
+        settings = load_settings()
+        check_host(settings.host)
+        app = create_app(settings)
+    except SettingsInvalid as error:
+        sys.exit(str(error))
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    Server(config(app, settings), app, settings).run()
+
+
+def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn runs: quiet, in C where it can."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+
+
+def check_host(host: str) -> None:
+    """Refuse to listen where strangers could come: there are no API keys yet."""
+    if host == "localhost":
+        return
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise SettingsInvalid(
+            f"JARVIS_HOST has value {host!r}: only loopback (127.0.0.1, ::1, localhost) is allowed, since there"
+            " are no API keys yet and whoever reaches this address may use it. Put a proxy that checks callers"
+            " in front; JARVIS_ALLOW_PUBLIC will exist when there are keys."
+        )
+
+
+def _shown_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The web process' application: stateless and thin, any number of it; it starts with or without Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from common.catalogue import Catalogue
+from common.queue import Queue
+from common.results import Results
+from common.settings import Settings
+from producer import problems
+from producer.guard import Guard
+from producer.openapi import describe
+from producer.routes import Edge, router
+from producer.submit import Submitter
+
+VERSION = "0.1.0"
+DESCRIPTION = """\
+An inference queue for people who own GPUs: every call to a model is a durable, ordered, streamed job.
+
+A job that was answered with 202 is kept, whichever process dies. Errors are problem details (RFC 9457) that
+name the field; `x-should-retry` says whether the same request can succeed later, `retry-after` (seconds) and
+`retry-after-ms` say when.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application for these settings; raises SettingsInvalid when the catalogue is wrong."""
+    catalogue = Catalogue.load(settings.catalogue)
+    app = FastAPI(
+        title="Jarvis",
+        version=VERSION,
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        docs_url=None,  # the page would load its scripts from the internet
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    app.state.catalogue = catalogue
+    app.state.stopping = asyncio.Event()
+    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes)
+    app.include_router(router)
+    app.openapi = describe(app)  # type: ignore[method-assign]
+    problems.install(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings, catalogue = app.state.settings, app.state.catalogue
+    queue = await Queue.connect(settings)  # does not need Redis to answer yet
+    results = Results(queue.redis, settings)
+    submitter = Submitter(queue, catalogue, settings)
+    app.state.edge = Edge(settings, catalogue, queue, results, submitter, app.state.stopping)
+    try:
+        yield
+    finally:
+        app.state.stopping.set()
+        await results.close()
+        await queue.close()

@@ -1,0 +1,97 @@
+"""From the bytes of a request to plain values, or an error that names the field; nothing else decodes a body.
+
+What gets through is a JSON object of finite numbers and well-formed Unicode, at most `max_body_bytes` long.
+The fast path is one decode; only a body that fails it is read again, to find out which field is at fault.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+
+from common.errors import InvalidField, MalformedBody
+from producer.problems import Refusal
+
+DIAGNOSED_BYTES = 1024 * 1024  # a larger broken body is refused without a search for its field
+_NUMBERS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+TOO_DEEP = "it is nested too deeply"
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object; raises MalformedBody, InvalidField, BodyTooLarge or Refusal (415)."""
+    check_content_type(request)
+    return decode_object(await request.body())
+
+
+def check_content_type(request: Request) -> None:
+    """Refuse what is not declared as JSON: a foreign page in a browser can post all other types."""
+    declared = request.headers.get("content-type", "")
+    media = declared.partition(";")[0].strip().lower()
+    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
+        raise Refusal(415, "Content-Type", declared or None, "application/json")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise Refusal(415, "Content-Encoding", encoding, "no encoding; the body is read as it is")
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """Decode strictly: no NaN, no lone surrogates, no bottomless nesting, and an object on top."""
+    if not body:
+        raise MalformedBody("it is empty; a JSON object is expected")
+    try:
+        value = msgspec.json.decode(body)
+    except RecursionError:
+        raise MalformedBody(TOO_DEEP) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _diagnosed(body, error) from None
+    if not isinstance(value, dict):
+        raise InvalidField("body", _kind(value), "a JSON object")
+    return value
+
+
+def _diagnosed(body: bytes, error: Exception) -> MalformedBody | InvalidField:
+    if len(body) > DIAGNOSED_BYTES:
+        return MalformedBody(_reason(error))
+    try:
+        # Python's decoder lets through what JSON forbids, so the culprit can be looked at where it stands.
+        value = json.loads(body.decode("utf-8", "surrogatepass"))
+        return next(_faults(value, "")) if isinstance(value, dict) else MalformedBody(_reason(error))
+    except RecursionError:
+        return MalformedBody(TOO_DEEP)
+    except (ValueError, StopIteration):
+        return MalformedBody(_reason(error))
+
+
+def _faults(value: Any, path: str) -> Iterator[InvalidField]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if _broken(name):
+                yield InvalidField(path or "body", name, "names of well-formed Unicode")
+            yield from _faults(inner, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _faults(inner, f"{path}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield InvalidField(path, _NUMBERS.get(str(value), value), "a finite number")
+    elif isinstance(value, str) and _broken(value):
+        yield InvalidField(path, value, "well-formed Unicode (no lone surrogates)")
+
+
+def _broken(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 (byte {error.start})"
+    return str(error)
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

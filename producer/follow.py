@@ -1,0 +1,118 @@
+"""How a caller stays with a job: hold the answer until it is done, or read its events as they happen (SSE).
+
+A reader that resumes gives the number of its last event and gets what follows: no event twice, none left out,
+whichever web process answers. A reader that goes away leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from common.errors import InvalidField
+from common.jobs import JobEvent, JobRecord
+from common.results import Results
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 15.0
+RETRY_MS = 1000
+SEQ_MAX = 2**53
+SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+async def held(results: Results, job_id: str, wait_s: float, request: Request, stopping: asyncio.Event) -> JobRecord:
+    """The record once it is terminal; before, when the time is over, the caller goes or this process stops."""
+    if wait_s <= 0:
+        return await results.record(job_id)
+    waiting = asyncio.ensure_future(results.wait(job_id, wait_s))
+    await _first(waiting, _gone(request.receive), stopping.wait())
+    return waiting.result() if not waiting.cancelled() else await results.record(job_id)
+
+
+def resume_point(headers: Mapping[str, str], starting_after: int | None) -> int:
+    """The number of the last event that the reader has, from Last-Event-ID or `starting_after`."""
+    last = headers.get("last-event-id", "").strip()
+    if not last:
+        return starting_after or 0
+    if not (last.isascii() and last.isdigit() and len(last) <= 16):
+        raise InvalidField("Last-Event-ID", last, "the id of an event, a whole number")
+    # A browser that reconnects repeats the address it was given at first, so the header knows better.
+    return max(int(last), starting_after or 0)
+
+
+def nothing_follows(record: JobRecord, after: int) -> bool:
+    """Whether the reader has the job's last event; unless told so (204), a browser would come back for ever."""
+    return record.terminal and after >= record.history[-1][0]
+
+
+class EventStream(Response):
+    """The events of one job as server-sent events, until the last one, the reader's end or ours."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncIterator[JobEvent], stopping: asyncio.Event, keep_alive_s: float = KEEP_ALIVE_S
+    ) -> None:
+        super().__init__(headers=SSE_HEADERS)
+        del self.headers["content-length"]
+        self.events = events
+        self.stopping = stopping
+        self.keep_alive_s = keep_alive_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events until there is no reason to go on."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": f"retry: {RETRY_MS}\n\n".encode(), "more_body": True})
+        forwarding = asyncio.ensure_future(self._forward(send))
+        await _first(forwarding, self._keep_alive(send), _gone(receive), self.stopping.wait())
+        if not forwarding.cancelled() and (error := forwarding.exception()):
+            # The reader comes back with its last number; what is wrong then gets an answer of its own.
+            log.warning("a stream of events broke: %r", error)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _forward(self, send: Send) -> None:
+        async for event in self.events:
+            await send({"type": "http.response.body", "body": encoded(event), "more_body": True})
+
+    async def _keep_alive(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(self.keep_alive_s)
+            await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+
+
+def encoded(event: JobEvent) -> bytes:
+    """One event on the wire."""
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (
+        event.seq,
+        event.event.encode(),
+        msgspec.json.encode(_shown(event)),
+    )
+
+
+def _shown(event: JobEvent) -> dict[str, Any]:
+    # Token ids are the workers' own business: they let another one go on.
+    return {"text": event.data["text"]} if event.event == "token" else event.data
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first(*awaitables: Any) -> None:
+    """Wait until one of them ends and cancel the others, each of them to its very end."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,82 @@
+"""GET /metrics: how the queues stand, as Prometheus reads it.
+
+Labels name queues, lanes and states, never a user or a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from common.jobs import LANES
+from common.results import QueueStats
+from common.states import State
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+# Upper bounds in milliseconds, as `common/lua/job.lua` counts them; the one after the last is +Inf.
+BUCKETS_MS = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000, 1_800_000)
+HISTOGRAMS = {
+    "wait": ("jarvis_wait_seconds", "From queued to started"),
+    "run": ("jarvis_run_seconds", "From started to finished"),
+}
+
+
+def exposition(queues: list[QueueStats]) -> bytes:
+    """The text that Prometheus scrapes."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Moment(queues))
+    return generate_latest(registry)
+
+
+class _Moment(Collector):
+    """What Redis told at one moment: the numbers are kept there, so that every web process tells the same."""
+
+    def __init__(self, queues: list[QueueStats]) -> None:
+        self.queues = queues
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._gauges()
+        yield self._states()
+        for counter, (name, text) in HISTOGRAMS.items():
+            family = HistogramMetricFamily(name, text, labels=["queue"])
+            for queue in self.queues:
+                family.add_metric(
+                    [queue.queue],
+                    list(_cumulated(queue, counter)),
+                    queue.counts.get(f"{counter}:sum", 0) / 1000,
+                )
+            yield family
+
+    def _gauges(self) -> Iterator[Metric]:
+        depth = GaugeMetricFamily("jarvis_queue_depth", "Waiting jobs", labels=["queue", "lane"])
+        jobs = GaugeMetricFamily("jarvis_jobs", "Jobs that are in this state now", labels=["queue", "state"])
+        workers = GaugeMetricFamily("jarvis_workers", "Live workers", labels=["queue"])
+        oldest = GaugeMetricFamily("jarvis_oldest_wait_seconds", "Age of the oldest waiting job", labels=["queue"])
+        users = GaugeMetricFamily("jarvis_users_waiting", "Users with waiting jobs", labels=["queue"])
+        for queue in self.queues:
+            for lane in LANES:
+                depth.add_metric([queue.queue, lane], queue.depth[lane])
+            jobs.add_metric([queue.queue, State.QUEUED], sum(queue.depth.values()))
+            jobs.add_metric([queue.queue, State.IN_PROGRESS], queue.in_progress)
+            workers.add_metric([queue.queue], queue.workers)
+            oldest.add_metric([queue.queue], queue.oldest_wait_s or 0)
+            users.add_metric([queue.queue], queue.users_waiting)
+        yield from (depth, jobs, workers, oldest, users)
+
+    def _states(self) -> Metric:
+        family = CounterMetricFamily("jarvis_jobs", "Jobs that have come into this state", labels=["queue", "state"])
+        for queue in self.queues:
+            for state in State:
+                family.add_metric([queue.queue, state], queue.counts.get(f"state:{state}", 0))
+        return family
+
+
+def _cumulated(queue: QueueStats, counter: str) -> Iterator[tuple[str, float]]:
+    total = 0
+    for number, bound in enumerate((*BUCKETS_MS, None), 1):
+        total += queue.counts.get(f"{counter}:{number}", 0)
+        yield ("+Inf" if bound is None else str(bound / 1000)), total

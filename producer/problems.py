@@ -1,0 +1,167 @@
+"""Every error on its way out: RFC 9457 problem+json that names the field, says whether a retry can help, and
+hides the inside.
+
+Whatever a handler raises ends here; no other module builds an error answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from redis import exceptions as redis_errors
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from common.errors import (
+    InvalidField,
+    JarvisError,
+    MalformedBody,
+    NotAllowedNow,
+    Problem,
+    StoreUnavailable,
+    UnknownModel,
+    problem_of,
+    shown,
+)
+from producer.explain import Entry, Invalid, invalid_parameters, plain
+
+MEDIA_TYPE = "application/problem+json"
+STORE_DOWN = (
+    redis_errors.ConnectionError,  # BusyLoadingError too
+    redis_errors.TimeoutError,
+    redis_errors.OutOfMemoryError,
+    redis_errors.ReadOnlyError,
+    redis_errors.ClusterDownError,
+)
+# What a plain ResponseError starts with when Redis cannot serve, not when we asked for nonsense.
+STORE_REFUSES = ("OOM", "LOADING", "MISCONF", "READONLY", "NOREPLICAS", "BUSY ", "CLUSTERDOWN", "MASTERDOWN")
+
+
+class Refusal(HTTPException):
+    """A header or the form of the request is not acceptable: which, what it was, what is allowed."""
+
+    def __init__(self, status: int, field: str, value: str | None, allowed: str) -> None:
+        given = None if value is None else plain(shown(value))
+        self.entry: Entry = {"field": field, "value": given, "message": f"allowed: {allowed}"}
+        super().__init__(status, f"{field} is {given or 'missing'}; allowed: {allowed}")
+
+
+def install(app: FastAPI) -> None:
+    """Send every error of the application through this module."""
+    app.add_exception_handler(JarvisError, _on_jarvis_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    for kind in (redis_errors.ResponseError, *STORE_DOWN):
+        app.add_exception_handler(kind, _on_redis_error)
+
+
+def of_error(error: JarvisError, instance: str) -> Response:
+    """The answer for one of our own errors; one that should not leave the edge says nothing of itself."""
+    problem = problem_of(error)
+    if problem.status == 500:
+        return unexpected(instance)
+    return _answer(
+        problem,
+        str(error),
+        instance,
+        entries=_entries(error),
+        retry_after_s=getattr(error, "retry_after_s", None),
+        # The rest of a body that is too large is not worth reading.
+        headers={"connection": "close"} if problem.status == 413 else None,
+        members=_members(error),
+    )
+
+
+def of_status(status: int, detail: str, instance: str, entry: Entry | None = None) -> Response:
+    """The answer for what only HTTP knows: no such route, too many headers."""
+    problem = Problem(status, "about:blank", HTTPStatus(status).phrase, False)
+    return _answer(problem, detail, instance, entries=[entry] if entry else None)
+
+
+def unexpected(instance: str) -> Response:
+    """The answer for a mistake of ours; what it was stands in the log."""
+    return _answer(problem_of(JarvisError()), "the server made a mistake; it is in its log", instance)
+
+
+def _answer(
+    problem: Problem,
+    detail: str,
+    instance: str,
+    *,
+    entries: list[Entry] | None = None,
+    retry_after_s: float | None = None,
+    headers: Mapping[str, str] | None = None,
+    members: Mapping[str, Any] | None = None,
+) -> Response:
+    document: dict[str, Any] = {
+        "type": problem.type,
+        "title": problem.title,
+        "status": problem.status,
+        "detail": detail,
+        "instance": instance,
+        **(members or {}),
+    }
+    if entries:
+        document |= {"field": entries[0]["field"], "value": entries[0]["value"], "errors": entries}
+    out = {"x-should-retry": "true" if problem.retryable else "false", **(headers or {})}
+    if retry_after_s is not None:
+        out |= {
+            "retry-after": str(max(1, round(retry_after_s))),
+            "retry-after-ms": str(round(retry_after_s * 1000)),
+        }
+    return Response(msgspec.json.encode(document), problem.status, out, MEDIA_TYPE)
+
+
+def _members(error: JarvisError) -> dict[str, Any]:
+    if isinstance(error, UnknownModel):
+        return {"known": error.known}
+    if isinstance(error, NotAllowedNow):
+        return {"state": error.state}
+    return {}
+
+
+def _entries(error: JarvisError) -> list[Entry] | None:
+    if isinstance(error, Invalid):
+        return error.entries
+    if isinstance(error, InvalidField):
+        return [{"field": error.field, "value": plain(error.value), "message": f"allowed: {error.allowed}"}]
+    if isinstance(error, MalformedBody):
+        return [{"field": error.field, "value": None, "message": error.reason}]
+    if isinstance(error, UnknownModel):
+        return [{"field": error.field, "value": plain(error.value), "message": f"allowed: {', '.join(error.known)}"}]
+    field = getattr(error, "field", None)
+    return [{"field": field, "value": None, "message": str(error)}] if field else None
+
+
+async def _on_jarvis_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, JarvisError)
+    if problem_of(error).status == 500:
+        raise error
+    return of_error(error, request.url.path)
+
+
+async def _on_redis_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, STORE_DOWN) and not str(error).startswith(STORE_REFUSES):
+        raise error
+    return of_error(StoreUnavailable(type(error).__name__), request.url.path)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    plain = error.detail == HTTPStatus(error.status_code).phrase
+    detail = f"there is no {request.method} {path} here" if plain else error.detail
+    response = of_status(error.status_code, detail, path, error.entry if isinstance(error, Refusal) else None)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_invalid_parameters(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return of_error(invalid_parameters(error.errors()), request.url.path)

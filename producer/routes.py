@@ -1,0 +1,323 @@
+"""Every address of the job interface: what it takes and what it answers. The work is in the modules it calls."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import RedirectResponse, Response
+
+from common.catalogue import Catalogue
+from common.jobs import JobRecord, Submitted
+from common.queue import Queue
+from common.results import QueueStats, Results
+from common.settings import Settings
+from producer import follow, headers, metrics
+from producer.body import json_object
+from producer.openapi import SUBMIT, answers
+from producer.record import answer, location, record_out, result_out
+from producer.schemas import (
+    EXAMPLE_ID,
+    HealthOut,
+    JobOut,
+    JobsOut,
+    JobsQuery,
+    JobWithResultOut,
+    ModelsOut,
+    PageQuery,
+    ParkedListOut,
+    QueuesOut,
+    ReadyOut,
+    ResultOut,
+)
+from producer.submit import Submitter
+
+router = APIRouter()
+RETRY_AFTER = {"Retry-After": "1"}  # a poll a second costs little, and most jobs are short
+
+JobId = Annotated[str, Path(description="A job's id.", examples=[EXAMPLE_ID])]
+WaitS = Annotated[float, Query(ge=0, description="Hold the answer up to so many seconds until the job is done.")]
+StartingAfter = Annotated[int | None, Query(ge=0, le=follow.SEQ_MAX, description="Only events after this number.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What the handlers work with; one for each process."""
+
+    settings: Settings
+    catalogue: Catalogue
+    queue: Queue
+    results: Results
+    submitter: Submitter
+    stopping: asyncio.Event
+
+    async def held(self, job_id: str, wait_s: float, request: Request) -> JobRecord:
+        """A job's record, after at most `wait_s` (and `wait_max_s`) seconds."""
+        return await follow.held(self.results, job_id, min(wait_s, self.settings.wait_max_s), request, self.stopping)
+
+
+def edge(request: Request) -> Edge:
+    """This process' edge."""
+    found: Edge = request.app.state.edge
+    return found
+
+
+@router.post(
+    "/v1/jobs",
+    status_code=202,
+    tags=["jobs"],
+    summary="Submit a job",
+    responses=answers(
+        {
+            200: (JobWithResultOut, "Finished while the caller waited; or an earlier job with the same key, finished."),
+            202: (JobOut, "Accepted: the job survives whatever happens now. `Location` has its address."),
+        },
+        400, 404, 413, 415, 422, 429, 503,
+    ),
+    openapi_extra=SUBMIT,
+)  # fmt: skip
+async def submit(request: Request) -> Response:
+    """Accept a job, durably, and answer at once; with `Prefer: wait=N`, when it is done or N seconds are over.
+
+    With `Idempotency-Key` the same request sent again is answered with the same job (for 24 hours by
+    default); the same key with another request is refused (422). Keys of different users never meet.
+    """
+    here = edge(request)
+    preferences = headers.preferences(request.headers, here.settings.wait_max_s)
+    key = headers.idempotency_key(request.headers)
+    submitted = await here.submitter.submit(await json_object(request), key)
+    record = await here.held(submitted.id, preferences.wait_s or 0, request)
+    out = {"Location": location(record.id)}
+    if key and not submitted.created:
+        out["Idempotent-Replayed"] = "true"
+    if applied := preferences.applied(record.terminal):
+        out["Preference-Applied"] = applied
+    if not record.terminal:
+        return answer(record_out(record), 202, out | RETRY_AFTER)
+    document = record_out(record)
+    if preferences.wait_s is not None:
+        document["result"] = result_out(record, await here.results.result(record.id))
+    return answer(document, 200, out)
+
+
+@router.get("/v1/jobs", tags=["jobs"], summary="List jobs", responses=answers({200: (JobsOut, "One page.")}, 422, 503))
+async def list_jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> Response:
+    """Jobs, newest first. With a narrow filter a page may be shorter than `limit` though `has_more` is true."""
+    page = await edge(request).results.list_jobs(**query.model_dump())
+    return answer(_page([record_out(record) for record in page.records], page.next))
+
+
+@router.get(
+    "/v1/jobs/{job_id}",
+    tags=["jobs"],
+    summary="A job's record",
+    responses=answers({200: (JobOut, "The record.")}, 404, 422, 503),
+)
+async def job(request: Request, job_id: JobId, wait: WaitS = 0) -> Response:
+    """The record, whatever state the job is in."""
+    return answer(record_out(await edge(request).held(job_id, wait, request)))
+
+
+@router.get(
+    "/v1/jobs/{job_id}/result",
+    tags=["jobs"],
+    summary="A job's result",
+    responses=answers(
+        {
+            200: (ResultOut, "It has ended. Without a result (failed, cancelled, expired), `error` says why."),
+            202: (ResultOut, "It has not ended yet; `output` is null. Ask again after `Retry-After`."),
+        },
+        404, 422, 503,
+    ),
+)  # fmt: skip
+async def result(request: Request, job_id: JobId, wait: WaitS = 0) -> Response:
+    """The result once it is there."""
+    here = edge(request)
+    record = await here.held(job_id, wait, request)
+    if not record.terminal:
+        return answer(result_out(record, None), 202, RETRY_AFTER)
+    return answer(result_out(record, await here.results.result(job_id)))
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events",
+    tags=["jobs"],
+    summary="A job's events, as they happen",
+    responses=answers(
+        {
+            200: ("text/event-stream", "`id` is the number, `event` is state, token or progress, `data` is JSON."),
+            204: (None, "The reader has the last event already."),
+        },
+        404, 422, 503,
+    ),
+)  # fmt: skip
+async def events(request: Request, job_id: JobId, starting_after: StartingAfter = None) -> Response:
+    """Server-sent events, from the first one or after the one named by `Last-Event-ID` or `starting_after`.
+
+    The stream ends after the event of a terminal state. One that breaks earlier is taken up again by number:
+    every event comes once and in order.
+    """
+    here = edge(request)
+    after = follow.resume_point(request.headers, starting_after)
+    record = await here.results.record(job_id, position=False)
+    if follow.nothing_follows(record, after):
+        return Response(status_code=204)
+    return follow.EventStream(here.results.follow(job_id, after), here.stopping)
+
+
+@router.post(
+    "/v1/jobs/{job_id}/cancel",
+    tags=["jobs"],
+    summary="Cancel a job",
+    responses=answers({200: (JobOut, "The record.")}, 404, 503),
+)
+async def cancel(request: Request, job_id: JobId) -> Response:
+    """Stop a job wherever it stands. One that has ended stays as it is; asking twice is fine."""
+    here = edge(request)
+    await here.queue.cancel(job_id)
+    return answer(record_out(await here.results.record(job_id)))
+
+
+@router.post(
+    "/v1/jobs/{job_id}/retry",
+    status_code=202,
+    tags=["jobs"],
+    summary="Run a job again",
+    responses=answers({202: (JobOut, "The new job.")}, 404, 409, 429, 503),
+)
+async def retry(request: Request, job_id: JobId) -> Response:
+    """A new job that asks for what a failed, cancelled, expired or incomplete one did; asked twice, the same."""
+    return await _again(edge(request), await edge(request).queue.retry(job_id))
+
+
+@router.get(
+    "/v1/queues",
+    tags=["queues"],
+    summary="How the queues stand",
+    responses=answers({200: (QueuesOut, "All queues.")}, 503),
+)
+async def queues(request: Request) -> Response:
+    """Every queue: waiting jobs by lane, jobs in progress, live workers, how long the oldest has waited."""
+    return answer({"object": "list", "data": [_queue_out(stats) for stats in await _queues(edge(request))]})
+
+
+@router.get(
+    "/v1/parked",
+    tags=["queues"],
+    summary="Parked jobs",
+    responses=answers({200: (ParkedListOut, "One page.")}, 422, 503),
+)
+async def parked(request: Request, query: Annotated[PageQuery, Query()]) -> Response:
+    """What must not be run, newest first, and why: jobs under which workers died, entries nobody can read."""
+    entries = await edge(request).results.parked(query.after, query.limit + 1)
+    data = entries[: query.limit]
+    return answer(_page(data, data[-1].id if len(entries) > len(data) else None))
+
+
+@router.post(
+    "/v1/parked/{parked_id}/replay",
+    status_code=202,
+    tags=["queues"],
+    summary="Run a parked job again",
+    responses=answers({202: (JobOut, "The new job.")}, 404, 409, 429, 503),
+)
+async def replay(request: Request, parked_id: Annotated[str, Path(description="Id of a parked job.")]) -> Response:
+    """Take a job off the parked list and submit what it asked for as a new job."""
+    return await _again(edge(request), await edge(request).queue.replay(parked_id))
+
+
+@router.get("/v1/models", tags=["models"], summary="The models", responses=answers({200: (ModelsOut, "All models.")}))
+async def models(request: Request) -> Response:
+    """The models of the catalogue, whether a worker runs for them or not."""
+    data = [
+        {
+            "id": model.alias,
+            "object": "model",
+            "created": 0,
+            "owned_by": "jarvis",
+            "kind": model.kind,
+            "max_model_len": model.max_model_len,
+        }
+        for model in edge(request).catalogue.models.values()
+    ]
+    return answer({"object": "list", "data": data})
+
+
+@router.get(
+    "/healthz",
+    tags=["service"],
+    summary="Is this process alive?",
+    responses=answers({200: (HealthOut, "It is.")}),
+)
+async def healthz() -> Response:
+    """Answers as long as this process serves at all, with or without Redis."""
+    return answer({"status": "ok"})
+
+
+@router.get(
+    "/readyz",
+    tags=["service"],
+    summary="Can jobs be accepted?",
+    responses=answers({200: (ReadyOut, "They can.")}, 503),
+)
+async def readyz(request: Request) -> Response:
+    """Whether Redis answers; and which queues have how many live workers."""
+    here = edge(request)
+    await here.results.ready()
+    return answer({"status": "ready", "workers": {stats.queue: stats.workers for stats in await _queues(here)}})
+
+
+@router.get(
+    "/metrics",
+    tags=["service"],
+    summary="Numbers for Prometheus",
+    responses=answers({200: ("text/plain", "The exposition.")}, 503),
+)
+async def scrape(request: Request) -> Response:
+    """Depth by queue and lane, jobs by state, wait and run times, workers; same from every web process."""
+    return Response(metrics.exposition(await _queues(edge(request))), media_type=metrics.CONTENT_TYPE)
+
+
+@router.get("/docs", include_in_schema=False)
+@router.get("/", include_in_schema=False)
+async def docs() -> Response:
+    """Send a browser to the description of the interface; a page for it would need the internet."""
+    return RedirectResponse("/openapi.json")
+
+
+async def _again(here: Edge, submitted: Submitted) -> Response:
+    record = await here.results.record(submitted.id)
+    return answer(record_out(record), 202, {"Location": location(record.id)} | RETRY_AFTER)
+
+
+async def _queues(here: Edge) -> list[QueueStats]:
+    # A model that nobody has asked for yet has a queue too: an empty one.
+    known = {stats.queue: stats for stats in await here.results.queues()}
+    for model in here.catalogue.models.values():
+        known.setdefault(model.queue, _unused(model.queue, model.kind, model.alias))
+    return [known[name] for name in sorted(known)]
+
+
+def _unused(queue: str, kind: str, alias: str) -> QueueStats:
+    return QueueStats(
+        queue=queue,
+        kind=kind,
+        model=alias,
+        depth={"high": 0, "normal": 0, "low": 0},
+        in_progress=0,
+        workers=0,
+        users_waiting=0,
+        oldest_wait_s=None,
+        counts={},
+    )
+
+
+def _queue_out(stats: QueueStats) -> dict[str, Any]:
+    names = ("queue", "kind", "model", "depth", "in_progress", "workers", "users_waiting", "oldest_wait_s")
+    return {name: getattr(stats, name) for name in names}
+
+
+def _page(data: list[Any], following: str | None) -> dict[str, Any]:
+    return {"object": "list", "data": data, "has_more": following is not None, "next": following}

@@ -1,0 +1,424 @@
+"""What may be sent and what is answered, field by field: the one source of the edge's checks and /openapi.json.
+
+Types are strict and unknown fields are refused, so that a typing mistake is an answer and not a default.
+Checks that need the catalogue (which models there are, how long a prompt may be) are in `submit.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
+
+from common.states import State
+
+MONTH_S = 30 * 86_400
+SEED_MAX = 2**63 - 1
+USER_PATTERN = r"^[A-Za-z0-9_.@:-]{1,64}$"
+EXAMPLE_ID = "job_0006fq3k9tma7w2xv5hc8n1re4d"
+
+
+def _moment(value: float | str) -> float:
+    """Unix seconds of a time as a caller writes it."""
+    allowed = "allowed: ISO 8601 with an offset (2027-01-31T08:00:00Z) or Unix seconds, at most 30 days ahead"
+    try:
+        seconds = _unix_seconds(value)
+    except (ValueError, OverflowError):
+        raise ValueError(allowed) from None
+    if not 0 <= seconds <= time.time() + MONTH_S:
+        raise ValueError(allowed)
+    return seconds
+
+
+def _unix_seconds(value: float | str) -> float:
+    if not isinstance(value, str):
+        return float(value)
+    moment = datetime.fromisoformat(value)
+    if moment.tzinfo is None:
+        raise ValueError("which zone?")
+    return moment.timestamp()
+
+
+class Strict(BaseModel):
+    """No conversion, no unknown fields; null is the same as leaving a field out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(
+        max_length=16,
+        description="Up to 16 pairs of strings that come back with the record.",
+        examples=[{"order": "4711"}],
+    ),
+]
+
+
+class JobRequest(Strict):
+    """What every kind of job has."""
+
+    model: str = Field(min_length=1, max_length=64, description="Alias of a model, see GET /v1/models.")
+    user: str = Field(
+        "anonymous",
+        pattern=USER_PATTERN,
+        description="Whose job it is: users share a queue fairly. At most 64 letters, digits and `_ . @ : -`.",
+    )
+    priority: Literal["high", "normal", "low"] = Field(
+        "normal", description="Lane of the queue; high is served sooner."
+    )
+    metadata: Metadata | None = None
+    delay_s: float | None = Field(None, ge=0, le=MONTH_S, description="Seconds before it may start. Not with run_at.")
+    run_at: Annotated[float | str, AfterValidator(_moment)] | None = Field(
+        None,
+        description="When it may start: ISO 8601 with an offset or Unix seconds, at most 30 days ahead.",
+        examples=["2027-01-31T08:00:00Z", 1801382400],
+    )
+    ttl_s: float | None = Field(
+        None,
+        gt=0,
+        le=2 * MONTH_S,
+        description="Whole life in seconds: without a result by then, the job is expired.",
+    )
+    timeout_s: float | None = Field(None, gt=0, le=86_400, description="Longest running time in seconds.")
+    max_attempts: int | None = Field(None, ge=1, le=20, description="Handled failures before the job is failed.")
+
+    @model_validator(mode="after")
+    def _one_start(self) -> JobRequest:
+        if self.delay_s is not None and self.run_at is not None:
+            raise ValueError("delay_s and run_at exclude each other")
+        return self
+
+
+class Message(Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class GenerationInput(Strict):
+    """Either `prompt` or `messages`."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
+
+    prompt: str | None = Field(None, min_length=1, description="Text to go on from, as it is.")
+    messages: list[Message] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="A conversation; the model's chat template is applied.",
+    )
+
+    @model_validator(mode="after")
+    def _either(self) -> GenerationInput:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("either prompt or messages is required, not both")
+        return self
+
+
+class GenerationParams(Strict):
+    """How to sample; what is left out is the model's default (see the catalogue)."""
+
+    max_tokens: int | None = Field(
+        None, ge=1, description="Most tokens to generate; with the prompt's they fit the model."
+    )
+    temperature: float | None = Field(None, ge=0, le=2, description="0 always takes the likeliest token.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Sample from the likeliest tokens of this total probability."
+    )
+    top_k: int | None = Field(
+        None, ge=-1, le=1_000_000, description="Sample from so many likeliest tokens; -1 or 0: from all."
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Leave out tokens less likely than this share of the likeliest."
+    )
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Against tokens that have come up already.")
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Against tokens by how often they have come up."
+    )
+    repetition_penalty: float | None = Field(None, gt=0, le=2, description="Above 1: against repetition.")
+    seed: int | None = Field(None, ge=0, le=SEED_MAX, description="Makes sampling repeatable.")
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=64)]
+        | list[Annotated[str, Field(min_length=1, max_length=64)]]
+        | None
+    ) = Field(None, description="Up to 4 texts of at most 64 characters that end the answer.")
+
+    @model_validator(mode="after")
+    def _few_stops(self) -> GenerationParams:
+        if isinstance(self.stop, list) and len(self.stop) > 4:
+            raise ValueError("stop has at most 4 texts")
+        return self
+
+
+class EmbeddingInput(Strict):
+    """Texts to embed, in order."""
+
+    texts: list[Annotated[str, Field(min_length=1, max_length=32_768)]] = Field(
+        min_length=1,
+        max_length=2048,
+        description="1 to 2,048 texts of 1 to 32,768 characters; past the model's length they are cut.",
+    )
+
+
+class EmbeddingParams(Strict):
+    """How to embed."""
+
+    normalize: bool | None = Field(None, description="Scale each vector to length 1; some models (minilm) always do.")
+
+
+class GenerationRequest(JobRequest):
+    """A job that generates text."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "kind": "generation",
+                    "model": "demo",
+                    "input": {"prompt": "A job is"},
+                    "params": {"max_tokens": 64},
+                }
+            ]
+        }
+    )
+
+    kind: Literal["generation"]
+    input: GenerationInput
+    params: GenerationParams | None = None
+
+
+class EmbeddingRequest(JobRequest):
+    """A job that embeds texts."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"kind": "embedding", "model": "minilm", "input": {"texts": ["A job is durable."]}}]
+        }
+    )
+
+    kind: Literal["embedding"]
+    input: EmbeddingInput
+    params: EmbeddingParams | None = None
+
+
+AnyJobRequest = Annotated[GenerationRequest | EmbeddingRequest, Field(discriminator="kind")]
+job_request: TypeAdapter[GenerationRequest | EmbeddingRequest] = TypeAdapter(AnyJobRequest)
+
+
+class JobsQuery(Strict):
+    """Which jobs to list, newest first."""
+
+    model_config = ConfigDict(strict=False)
+
+    status: State | None = Field(None, description="Only jobs in this state.")
+    kind: Literal["generation", "embedding"] | None = Field(None, description="Only jobs of this kind.")
+    model: str | None = Field(None, max_length=64, description="Only jobs of this model.")
+    user: str | None = Field(None, pattern=USER_PATTERN, description="Only this user's jobs.")
+    after: str | None = Field(None, pattern=r"^\d{1,19}-\d{1,19}$", description="`next` of the page before.")
+    limit: int = Field(50, ge=1, le=200, description="Most jobs to answer.")
+
+
+class PageQuery(Strict):
+    """Which page of a list."""
+
+    model_config = ConfigDict(strict=False)
+
+    after: str | None = Field(None, max_length=200, description="`next` of the page before.")
+    limit: int = Field(50, ge=1, le=200, description="Most entries to answer.")
+
+
+# What is answered. These describe; the answers themselves are encoded without them (a test compares the two).
+
+
+class ErrorOut(BaseModel):
+    """Why a job did not complete."""
+
+    code: str = Field(examples=["engine_dead"])
+    message: str
+
+
+class MetricsOut(BaseModel):
+    """How long it took."""
+
+    queue_ms: int | None = Field(description="From accepted (or due) to started.")
+    run_ms: int | None = Field(description="From started to finished.")
+
+
+class LinksOut(BaseModel):
+    """Where to go from here; follow these instead of building addresses."""
+
+    self: str
+    result: str
+    events: str
+    cancel: str
+
+
+class JobOut(BaseModel):
+    """A job's record. Times are Unix seconds."""
+
+    id: str = Field(examples=[EXAMPLE_ID])
+    object: Literal["job"]
+    kind: str
+    model: str
+    status: State
+    priority: Literal["high", "normal", "low"]
+    user: str
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    expires_at: float | None = Field(description="When its ttl ends; of a finished job, when its record goes.")
+    run_at: float | None = Field(description="When a scheduled job becomes ready.")
+    attempts: int = Field(description="Runs that failed and were handled.")
+    max_attempts: int
+    claims: int = Field(description="How often a worker took it.")
+    queue_position: int | None = Field(description="Of a waiting job: jobs expected to start before it.")
+    waiting_for: str | None = Field(description="Of a waiting job: why it waits, in words.")
+    error: ErrorOut | None
+    usage: dict[str, int] | None = Field(
+        description="Tokens in and out.", examples=[{"prompt_tokens": 4, "completion_tokens": 64}]
+    )
+    metrics: MetricsOut
+    metadata: dict[str, str]
+    retry_of: str | None = Field(description="The job that this one runs again.")
+    links: LinksOut
+
+
+class ResultOut(BaseModel):
+    """A job's result. `output` is null while there is none, and for a job that ended without one."""
+
+    id: str
+    kind: str
+    status: State
+    output: dict[str, JsonValue] | None = Field(
+        description="generation: `text`, `finish_reason`; embedding: `embeddings`, `dimensions`.",
+        examples=[
+            {"text": "durable.", "finish_reason": "stop"},
+            {"embeddings": [[0.1, -0.2]], "dimensions": 2},
+        ],
+    )
+    usage: dict[str, int] | None
+    error: ErrorOut | None
+
+
+class JobWithResultOut(JobOut):
+    """A record; with the result when the caller waited and the job finished in time."""
+
+    result: ResultOut | None = None
+
+
+class JobsOut(BaseModel):
+    """A page of jobs, newest first."""
+
+    object: Literal["list"]
+    data: list[JobOut]
+    has_more: bool
+    next: str | None = Field(description="Cursor for `after`.")
+
+
+class DepthOut(BaseModel):
+    """Waiting jobs by lane."""
+
+    high: int
+    normal: int
+    low: int
+
+
+class QueueOut(BaseModel):
+    """How one queue stands. A queue is what one kind of worker serves: a kind and a model."""
+
+    queue: str = Field(examples=["generation:demo"])
+    kind: str
+    model: str
+    depth: DepthOut
+    in_progress: int
+    workers: int = Field(description="Workers that are alive.")
+    users_waiting: int
+    oldest_wait_s: float | None
+
+
+class QueuesOut(BaseModel):
+    """All queues, by name."""
+
+    object: Literal["list"]
+    data: list[QueueOut]
+
+
+class ParkedOut(BaseModel):
+    """Something that must not be run."""
+
+    id: str
+    queue: str
+    reason: str
+    parked_at: float
+
+
+class ParkedListOut(BaseModel):
+    """A page of what is parked, newest first."""
+
+    object: Literal["list"]
+    data: list[ParkedOut]
+    has_more: bool
+    next: str | None = Field(description="Cursor for `after`.")
+
+
+class HealthOut(BaseModel):
+    """This process serves."""
+
+    status: Literal["ok"]
+
+
+class ReadyOut(BaseModel):
+    """Jobs can be accepted."""
+
+    status: Literal["ready"]
+    workers: dict[str, int] = Field(description="Live workers of each queue.", examples=[{"generation:demo": 1}])
+
+
+class ModelOut(BaseModel):
+    """One model of the catalogue."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    kind: str
+    max_model_len: int
+
+
+class ModelsOut(BaseModel):
+    """All models of the catalogue."""
+
+    object: Literal["list"]
+    data: list[ModelOut]
+
+
+class ProblemEntryOut(BaseModel):
+    """One field that is wrong."""
+
+    field: str
+    value: str | None
+    message: str
+
+
+class ProblemOut(BaseModel):
+    """RFC 9457 problem details."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    field: str | None = Field(None, description="The first field that is wrong.")
+    value: str | None = Field(None, description="Its value, shortened.")
+    errors: list[ProblemEntryOut] | None = Field(None, description="Every field that is wrong (at most 20).")
+
+
+def json_schema_of_requests() -> dict[str, Any]:
+    """The schema of a job request, with its parts in `$defs`, for /openapi.json."""
+    return job_request.json_schema(ref_template="#/components/schemas/{model}")

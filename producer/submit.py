@@ -1,0 +1,86 @@
+"""From a request to an accepted job: checked whole, then one call of the queue.
+
+What fails a check never reaches Redis.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+from pydantic import ValidationError
+
+from common.catalogue import Catalogue
+from common.errors import InvalidField
+from common.jobs import JobSpec, Submitted
+from common.queue import Key, Queue
+from common.settings import Settings
+from producer.explain import invalid_body
+from producer.prompt import Prompts
+from producer.schemas import EmbeddingRequest, GenerationRequest, job_request
+
+
+class Submitter:
+    """Accepts jobs for the models of one catalogue."""
+
+    def __init__(self, queue: Queue, catalogue: Catalogue, settings: Settings) -> None:
+        self.queue = queue
+        self.catalogue = catalogue
+        self.settings = settings
+        self.prompts = Prompts()
+
+    async def submit(self, body: dict[str, Any], idempotency_key: str | None = None) -> Submitted:
+        """Accept one job, or say why not: any error of the tree that has a row in `PROBLEMS`."""
+        spec = await self.spec_of(body)
+        key = Key(idempotency_key, fingerprint(spec)) if idempotency_key else None
+        return (await self.queue.submit_many([spec], [key]))[0]
+
+    async def spec_of(self, body: dict[str, Any]) -> JobSpec:
+        """The job that a request describes; raises for the first thing that is wrong with it."""
+        request = checked(body)
+        model = self.catalogue.get(request.kind, request.model)
+        asked, params = _given(body["input"]), _given(body.get("params"))
+        if request.kind == "generation":
+            await self.prompts.check(model, asked, params.get("max_tokens"))
+        return JobSpec(
+            kind=request.kind,
+            model=request.model,
+            input=asked,
+            params=params,
+            user=request.user,
+            priority=request.priority,
+            metadata=request.metadata or {},
+            delay_s=request.delay_s,
+            run_at=request.run_at,  # type: ignore[arg-type]  # the validator has made it a number
+            ttl_s=self._ttl_s(request),
+            timeout_s=request.timeout_s,
+            max_attempts=request.max_attempts,
+        )
+
+    def _ttl_s(self, request: GenerationRequest | EmbeddingRequest) -> float | None:
+        if not request.delay_s:
+            return request.ttl_s
+        if request.ttl_s is None:
+            # The usual life of a job counts from when it may start, else a long delay would outlive it.
+            return request.delay_s + self.settings.default_ttl_s
+        if request.ttl_s <= request.delay_s:
+            raise InvalidField("ttl_s", request.ttl_s, f"more than delay_s ({request.delay_s:g})")
+        return request.ttl_s
+
+
+def checked(body: dict[str, Any]) -> GenerationRequest | EmbeddingRequest:
+    """The request with every field checked; raises Invalid naming those that are wrong."""
+    try:
+        return job_request.validate_python(body)
+    except ValidationError as error:
+        raise invalid_body(error) from None
+
+
+def fingerprint(spec: JobSpec) -> str:
+    """What tells apart two requests with the same Idempotency-Key; spelling out a default changes nothing."""
+    return hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest()
+
+
+def _given(values: dict[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (values or {}).items() if value is not None}
