@@ -1,0 +1,83 @@
+"""The job function of `embedding`: a list of texts to a list of vectors, batched with whatever else waits."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from common.catalogue import Catalogue, Model
+from common.errors import EngineDead, JobFailed
+from common.jobs import ClaimedJob, JobResult
+from common.settings import Settings, load_settings
+from workers.engines import embedding_engine
+from workers.engines.revival import Revival
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+log = logging.getLogger("jarvis.embedding")
+
+
+async def embedding(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
+    """Run one embedding job."""
+    spec = job.spec
+    params = {**ctx["model"].defaults, **spec.params}
+    try:
+        await ctx["revival"].ready()
+        batch = await ctx["engine"].embed(spec.input["texts"])
+    except EngineDead as death:
+        ctx["revival"].begin()
+        raise JobFailed("engine_died", str(death), retryable=True) from death
+    vectors = unit(batch.vectors) if params.get("normalize") else batch.vectors
+    return JobResult(
+        {"embeddings": vectors.tolist(), "dimensions": int(vectors.shape[1])},
+        {"prompt_tokens": batch.prompt_tokens, "total_tokens": batch.prompt_tokens},
+    )
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The vectors at length 1; one of length 0 stays as it is. Models that end in Normalize need no help."""
+    import numpy as np
+
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(lengths, np.float32(1e-12))
+
+
+async def on_startup(ctx: dict[str, Any]) -> None:
+    """Load the engine of `ctx["model"]` (else of the catalogue's first embedding model)."""
+    settings = ctx.get("settings") or load_settings()
+    model: Model = ctx.get("model") or Catalogue.load(settings.catalogue).of_kind("embedding")[0]
+    started = time.monotonic()
+    engine = embedding_engine(model)
+    await engine.start()
+    ctx.update(settings=settings, model=model, engine=engine, revival=Revival(engine))
+    log.info("loaded %s: %s %s in %.1f s", model.queue, model.engine, model.weights, time.monotonic() - started)
+
+
+async def on_shutdown(ctx: dict[str, Any]) -> None:
+    """Let the engine go."""
+    if "engine" in ctx:
+        await ctx["revival"].end()
+        await ctx["engine"].stop()
+
+
+class EmbeddingSettings:
+    """What `arq` and `python -m workers embedding` read; `settings_for` adds the model's part."""
+
+    functions = (embedding,)
+    on_startup = on_startup
+    on_shutdown = on_shutdown
+
+
+def settings_for(model: Model, settings: Settings) -> dict[str, Any]:
+    """The worker's settings for one model, by keyword."""
+    return {
+        "functions": [embedding],
+        "on_startup": on_startup,
+        "on_shutdown": on_shutdown,
+        "queue_name": model.queue,
+        "max_jobs": settings.slots or model.slots,
+        "ctx": {"model": model, "settings": settings},
+    }

@@ -1,0 +1,127 @@
+"""Fake engines: deterministic, instant or slow on purpose, for tests of everything around an engine.
+
+They run only where a catalogue entry says `engine = "fake"`. Token n of an answer depends on the prompt and n
+alone, so an answer that is interrupted and resumed is the same as one that was not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+from common.catalogue import Model
+from common.errors import EngineDead, JobFailed
+from workers.engines.protocol import EmbeddingBatch, FinishReason, GenerationDelta, GenerationRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+WORDS = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel"]
+
+
+class _FakeEngine:
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.delay_s = float(model.options.get("delay_s", 0))
+        self.starts = 0
+        self._alive = False
+
+    async def start(self) -> None:
+        """Become alive, after `start_s`."""
+        await asyncio.sleep(self.model.options.get("start_s", 0))
+        self.starts += 1
+        self._alive = True
+
+    async def stop(self) -> None:
+        """Stop serving."""
+        self._alive = False
+
+    async def restart(self) -> None:
+        """Start again if dead."""
+        if not self._alive:
+            await self.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was started and not killed."""
+        return self._alive
+
+    def die(self) -> None:
+        """Die as an engine process does: every request in flight gets EngineDead at its next step."""
+        self._alive = False
+
+    async def _pause(self) -> None:
+        starts = self.starts
+        await asyncio.sleep(self.delay_s)
+        if not self._alive or self.starts != starts:
+            raise EngineDead("the fake engine died")
+
+
+class FakeGenerationEngine(_FakeEngine):
+    """Answers with made-up words: `tokens` of them (16), one every `delay_s`."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.words: list[str] = model.options.get("words", WORDS)
+        self.tokens: int = model.options.get("tokens", 16)
+        self.running: set[str] = set()
+
+    async def generate(self, request_id: str, request: GenerationRequest) -> AsyncGenerator[GenerationDelta]:
+        """One word a step, until `tokens`, `max_tokens` or the context's end."""
+        prompt = self._prompt(request)
+        prompt_tokens = max(1, len(prompt.split()))
+        room = self.model.max_model_len - prompt_tokens
+        if room < 1:
+            raise JobFailed("prompt_too_long", f"the prompt has {prompt_tokens} tokens, the model {room}")
+        end = min(self.tokens, request.max_tokens, room)
+        reason: FinishReason = "stop" if end == self.tokens else "length"
+        done = len(request.resume_ids)
+        self.running.add(request_id)
+        try:
+            await self._pause_at_start()
+            if done:
+                text = "".join(self._text(prompt, n) for n in range(done))
+                yield GenerationDelta(text, [], reason if done >= end else None, prompt_tokens)
+            for n in range(done, end):
+                await self._pause()
+                finish = reason if n == end - 1 else None
+                yield GenerationDelta(self._text(prompt, n), [self._id(prompt, n)], finish, prompt_tokens)
+        finally:
+            self.running.discard(request_id)
+
+    async def _pause_at_start(self) -> None:
+        if not self._alive:
+            raise EngineDead("the fake engine is dead")
+
+    def _prompt(self, request: GenerationRequest) -> str:
+        return request.prompt or "\n".join(one["content"] for one in request.messages or [])
+
+    def _id(self, prompt: str, n: int) -> int:
+        return (zlib.crc32(prompt.encode()) + n) % len(self.words)
+
+    def _text(self, prompt: str, n: int) -> str:
+        return self.words[self._id(prompt, n)] + " "
+
+
+class FakeEmbeddingEngine(_FakeEngine):
+    """Answers with a made-up unit vector of `dimensions` (8) for each text, after `delay_s`."""
+
+    async def embed(self, texts: list[str]) -> EmbeddingBatch:
+        """The same text always has the same vector."""
+        import numpy as np
+
+        if not self._alive:
+            raise EngineDead("the fake engine is dead")
+        await self._pause()
+        vectors = np.stack([self._vector(text) for text in texts])
+        return EmbeddingBatch(vectors, sum(max(1, len(text.split())) for text in texts))
+
+    def _vector(self, text: str) -> NDArray[np.float32]:
+        import numpy as np
+
+        random = np.random.default_rng(zlib.crc32(text.encode()))
+        vector = random.standard_normal(self.model.options.get("dimensions", 8)).astype(np.float32)
+        return vector / np.float32(np.linalg.norm(vector))

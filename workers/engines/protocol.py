@@ -1,0 +1,83 @@
+"""What a job function asks of an engine; every backend, the fake ones too, stands behind these two protocols.
+
+An engine is one loaded model. Giving up a request (closing the iterator, cancelling the call) frees what it held
+in the engine. An engine that is gone raises EngineDead for every request in flight and until it is restarted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FinishReason = Literal["stop", "length"]
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt (or conversation) and how to continue it.
+
+    `resume_ids` are the tokens an earlier, interrupted delivery has already given away: generation goes on after
+    them, and they count towards `max_tokens`.
+    """
+
+    prompt: str | None = None
+    messages: list[dict[str, str]] | None = None
+    max_tokens: int
+    sampling: dict[str, Any] = {}
+    resume_ids: list[int] = []
+
+
+class GenerationDelta(msgspec.Struct, frozen=True, gc=False):
+    """What one engine step added.
+
+    For a request with `resume_ids` the first delta has no tokens and the whole text of the resumed ones. The text
+    of a character whose bytes are not complete yet comes with the token that completes it.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+
+
+class EmbeddingBatch(msgspec.Struct, frozen=True):
+    """One vector a text, in order, as a float32 array, and how many tokens were read for them."""
+
+    vectors: NDArray[np.float32]
+    prompt_tokens: int
+
+
+class Engine(Protocol):
+    """A loaded model's life."""
+
+    async def start(self) -> None:
+        """Load the model; returns when it can serve."""
+
+    async def stop(self) -> None:
+        """Let the model and its processes go."""
+
+    async def restart(self) -> None:
+        """Load the model again if it is dead; does nothing when it is alive."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether a request would be served now."""
+
+
+class GenerationEngine(Engine, Protocol):
+    """A language model."""
+
+    def generate(self, request_id: str, request: GenerationRequest) -> AsyncGenerator[GenerationDelta]:
+        """The answer as it grows; the last delta has a finish reason. Closing it aborts the request."""
+
+
+class EmbeddingEngine(Engine, Protocol):
+    """An embedding model."""
+
+    async def embed(self, texts: list[str]) -> EmbeddingBatch:
+        """The texts' vectors; calls that wait at the same time share batches."""

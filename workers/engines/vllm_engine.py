@@ -1,0 +1,231 @@
+"""vLLM's asynchronous engine inside the worker, so that its continuous batching sees every job the worker holds.
+
+The engine core is a spawned process of its own: it dies with the worker (`owner.py`), and when it dies alone every
+request in flight gets EngineDead. vLLM is imported only when an engine starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from typing import Any
+
+from common.catalogue import Model
+from common.errors import EngineDead, JobFailed, SettingsInvalid
+from workers.engines.owner import Owner
+from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
+
+STOP_TIMEOUT_S = 10.0
+ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",  # at WARNING every start prints a dozen lines about CPUs without Triton
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; read on CPU only
+}
+# The seeds' tuned values; a catalogue entry's options override any of them.
+ARGUMENTS: dict[str, Any] = {
+    "max_num_seqs": 256,
+    "max_num_batched_tokens": 8192,
+    "disable_log_stats": True,
+    "enable_log_requests": False,
+    "use_tqdm_on_load": False,
+    # Only for a SIGTERM that reaches the engine core itself (systemd sends it to every process of the unit):
+    # requests in flight are finished, not aborted, while the worker drains.
+    "shutdown_timeout": 30,
+}
+
+
+class VllmEngine:
+    """One model in vLLM."""
+
+    def __init__(self, model: Model, stat_loggers: list[Any] | None = None) -> None:
+        self.model = model
+        self._stat_loggers = stat_loggers
+        self._llm: Any = None
+        self._changing = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Load the model in a new engine core; the event loop stays free meanwhile."""
+        async with self._changing:
+            await self._start()
+
+    async def stop(self) -> None:
+        """End the engine core and its workers."""
+        async with self._changing:
+            await self._stop()
+
+    async def restart(self) -> None:
+        """Replace a dead engine core."""
+        async with self._changing:
+            if not self.alive:
+                await self._stop()
+                await self._start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine core runs and answers."""
+        return self._llm is not None and not self._llm.errored
+
+    async def generate(self, request_id: str, request: GenerationRequest) -> AsyncGenerator[GenerationDelta]:
+        """Deltas, one an engine step. Closing aborts the request: its slot and KV cache are free at the next step."""
+        llm = self._llm
+        if not self.alive:
+            raise EngineDead("the vLLM engine is not running")
+        prompt_ids = await self._prompt_ids(llm, request)
+        steps = self._resume if request.resume_ids else self._steps
+        outputs = steps(llm, request_id, prompt_ids, request)
+        try:
+            async for delta in outputs:
+                yield delta
+        except Exception as error:
+            raise _translated(error) from error
+        finally:
+            await outputs.aclose()
+
+    async def _start(self) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if self.model.local:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        self._llm = await _in_thread(self._build)
+
+    def _build(self) -> Any:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        known = {one.name for one in fields(AsyncEngineArgs)}
+        if unknown := set(self.model.options) - known:
+            raise SettingsInvalid(f"{self.model.place}: options of {self.model.alias}: vLLM has no {sorted(unknown)}")
+        arguments = AsyncEngineArgs(
+            model=self.model.weights_path(),
+            max_model_len=self.model.max_model_len,
+            additional_config=Owner(),
+            **{**ARGUMENTS, **self.model.options},
+        )
+        return AsyncLLM.from_engine_args(arguments, stat_loggers=self._stat_loggers)
+
+    async def _stop(self) -> None:
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await _in_thread(lambda: llm.shutdown(timeout=STOP_TIMEOUT_S))
+
+    async def _prompt_ids(self, llm: Any, request: GenerationRequest) -> list[int]:
+        try:
+            rendered = await (_chat(llm, request.messages) if request.messages else _text(llm, request.prompt or ""))
+        except Exception as error:
+            raise _translated(error) from error
+        ids: list[int] = rendered["prompt_token_ids"]
+        room = llm.model_config.max_model_len - len(ids)
+        if room < 1:
+            raise JobFailed(
+                "prompt_too_long", f"the prompt has {len(ids)} tokens, the model's context {room + len(ids)}"
+            )
+        return ids
+
+    async def _steps(
+        self, llm: Any, request_id: str, prompt_ids: list[int], request: GenerationRequest
+    ) -> AsyncGenerator[GenerationDelta]:
+        from vllm.inputs import tokens_input
+
+        prompt_tokens = len(prompt_ids)
+        params = _sampling(llm, request, prompt_tokens)
+        async for output in llm.generate(tokens_input(prompt_ids), params, request_id):
+            step = output.outputs[0]
+            yield GenerationDelta(step.text, step.token_ids, _reason(step.finish_reason), prompt_tokens)
+
+    async def _resume(
+        self, llm: Any, request_id: str, prompt_ids: list[int], request: GenerationRequest
+    ) -> AsyncGenerator[GenerationDelta]:
+        """Go on after `resume_ids`: they join the prompt, but are detokenized as the answer that they are.
+
+        vLLM would decode the new tokens after a prompt that may end inside a character. So it is asked for tokens
+        only, and its own incremental detokenizer, fed from the answer's first token, makes the same text as in an
+        answer without interruption.
+        """
+        from vllm.inputs import tokens_input
+        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+        resumed, prompt_tokens = request.resume_ids, len(prompt_ids)
+        params = _sampling(llm, request, prompt_tokens)
+        whole = llm.input_processor.process_inputs(
+            request_id, tokens_input(prompt_ids), params, await llm.get_supported_tasks()
+        )
+        detokenizer = IncrementalDetokenizer.from_new_request(llm.get_tokenizer(), whole)
+        ended = resumed[-1] in whole.sampling_params.all_stop_token_ids
+        detokenizer.update(resumed, ended)
+        params.max_tokens -= len(resumed)
+        reason: FinishReason | None = "stop" if ended else "length" if params.max_tokens < 1 else None
+        yield GenerationDelta(detokenizer.get_next_output_text(reason is not None, True), [], reason, prompt_tokens)
+        if reason is not None:
+            return
+        params.detokenize = False
+        async for output in llm.generate(tokens_input(prompt_ids + resumed), params, request_id):
+            step = output.outputs[0]
+            reason = _reason(step.finish_reason)
+            detokenizer.update(list(step.token_ids), reason == "stop")
+            text = detokenizer.get_next_output_text(reason is not None, True)
+            yield GenerationDelta(text, step.token_ids, reason, prompt_tokens)
+
+
+async def _text(llm: Any, prompt: str) -> Any:
+    from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+    parsed = parse_model_prompt(llm.model_config, prompt)
+    return (await llm.renderer.render_cmpl_async([parsed]))[0]
+
+
+async def _chat(llm: Any, messages: list[dict[str, str]]) -> Any:
+    from vllm.renderers import ChatParams
+
+    params = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
+    return (await llm.renderer.render_chat_async([messages], params))[1][0]
+
+
+def _sampling(llm: Any, request: GenerationRequest, prompt_tokens: int) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    room = llm.model_config.max_model_len - prompt_tokens
+    return SamplingParams(
+        max_tokens=min(request.max_tokens, room),
+        output_kind=RequestOutputKind.DELTA,
+        **request.sampling,
+    )
+
+
+def _reason(reason: str | None) -> FinishReason | None:
+    if reason is None or reason == "length":
+        return reason
+    if reason == "stop":
+        return "stop"
+    if reason == "abort":  # not by us: we would have stopped reading
+        raise EngineDead("the vLLM engine is shutting down")
+    raise JobFailed("engine_error", f"vLLM ended the request with {reason!r}", retryable=True)
+
+
+def _translated(error: Exception) -> Exception:
+    from vllm.exceptions import VLLMClientError
+    from vllm.renderers.chat_utils import ChatTemplateResolutionError
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    if isinstance(error, (EngineDead, JobFailed)):
+        return error
+    if isinstance(error, EngineDeadError):
+        return EngineDead("the vLLM engine core died")
+    if isinstance(error, ChatTemplateResolutionError):
+        return JobFailed("no_chat_template", "this model has no chat template; send a prompt instead of messages")
+    if isinstance(error, EngineGenerateError):
+        return JobFailed("engine_error", f"vLLM failed: {error.__cause__ or error}", retryable=True)
+    if isinstance(error, (VLLMClientError, ValueError, TypeError)):
+        return JobFailed("invalid_request", str(error))
+    return error
+
+
+async def _in_thread(work: Any) -> Any:
+    # A thread of its own: loading takes longer than anything else that waits in the loop's default pool.
+    with ThreadPoolExecutor(1, thread_name_prefix="vllm") as pool:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
