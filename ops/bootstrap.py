@@ -172,8 +172,10 @@ def install_resolved(python: Path, uv: list[str], extra: str) -> None:
         run_first_that_works([[*uv, "--torch-backend", "auto", "-e", f"{ROOT}[gpu,{always}]"]])
         return
     cpu = [*uv, "--override", str(OVERRIDES), "--torch-backend", "cpu", "-e", f"{ROOT}[cpu,{always}]"]
-    if extra == "cpu" and succeeds(cpu):
-        return
+    if extra == "cpu":
+        if succeeds(cpu):
+            return
+        say("the CPU set did not resolve (torch from uv's own CPU source); Python 3.11 on x86_64 has the lock")
     say("installing everything but the engines: no generation and no embedding worker will start here")
     run_first_that_works([[*uv, "-e", f"{ROOT}[{always}]"], [*uv, "-e", f"{ROOT}[dev]"]])
 
