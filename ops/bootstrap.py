@@ -199,9 +199,7 @@ def lock(python: Path) -> None:
 def wheel_folders(python: Path) -> list[str]:
     """Return what pip's own find-links setting names, from its environment variable and its files."""
     named = os.environ.get("PIP_FIND_LINKS", "").split()
-    done = subprocess.run(
-        [str(python), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([str(python), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     for line in done.stdout.splitlines():
         key, _, value = line.partition("=")
         if key.endswith(".find-links"):

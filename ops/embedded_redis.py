@@ -123,9 +123,7 @@ def _describe(client: redis.Redis, url: str) -> Running:
     if config.get("appendonly") == "no":
         warnings.append("its append-only file is off: acknowledged jobs are lost when it dies")
     if config.get("maxmemory-policy", "noeviction") != "noeviction":
-        warnings.append(
-            f"its maxmemory-policy is {config['maxmemory-policy']}: jobs may be evicted; set noeviction"
-        )
+        warnings.append(f"its maxmemory-policy is {config['maxmemory-policy']}: jobs may be evicted; set noeviction")
     return Running(mask(url), info.get("redis_version", "?"), config.get("dir", ""), tuple(warnings))
 
 
@@ -156,9 +154,7 @@ def prepare(settings: Settings) -> Start:
     """Write our server's configuration and return how to start it."""
     address = urlsplit(settings.redis_url)
     if address.scheme != "redis" or address.hostname not in LOOPBACK:
-        raise RedisUnavailable(
-            f"no Redis answers at {mask(settings.redis_url)}, and it is not ours to start there"
-        )
+        raise RedisUnavailable(f"no Redis answers at {mask(settings.redis_url)}, and it is not ours to start there")
     program = find_redis_server()
     version = version_of(program)
     folder = (settings.data_dir / "redis").absolute()

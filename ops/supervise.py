@@ -38,9 +38,7 @@ REDIS_START_LIMIT_S = 60.0
 # --- the formation
 
 
-def read_formation(
-    procfile: str, concurrency: Mapping[str, int], port: int, only: Iterable[str] = ()
-) -> list[Program]:
+def read_formation(procfile: str, concurrency: Mapping[str, int], port: int, only: Iterable[str] = ()) -> list[Program]:
     """Return the programs that a Procfile's text describes; only `web` gets a $PORT."""
     processes = environ.parse_procfile(procfile).processes
     unknown = sorted((set(only) | set(concurrency)) - set(processes))
@@ -110,9 +108,7 @@ class Supervisor:
     def _ask_to_stop(self, what: signal.Signals) -> None:
         self._asked += 1
         if self._asked == 1:
-            self._say(
-                "system", f"{what.name}: stopping, up to {self._grace_s:.0f} s; once more to stop at once"
-            )
+            self._say("system", f"{what.name}: stopping, up to {self._grace_s:.0f} s; once more to stop at once")
             self.stopping.set()
         else:
             for process in self.processes:
@@ -174,9 +170,7 @@ class Prefixed:
 
 def prepare_environment(folder: Path) -> None:
     """Let children find this Python as `python`, print at once, and see what `.env` says, as under honcho."""
-    os.environ["PATH"] = os.pathsep.join(
-        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-    )
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     dotenv = folder / ".env"
     if dotenv.is_file():
@@ -215,9 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the Procfile in this folder and keep it running."""
     parser = argparse.ArgumentParser(prog="python -m ops.supervise", description=main.__doc__)
     parser.add_argument("processes", nargs="*", help="only these (default: all)")
-    parser.add_argument(
-        "-c", "--concurrency", metavar="NAME=COUNT,…", help="how many of each, e.g. generation=2"
-    )
+    parser.add_argument("-c", "--concurrency", metavar="NAME=COUNT,…", help="how many of each, e.g. generation=2")
     parser.add_argument("-f", "--procfile", type=Path, default=Path("Procfile"))
     parser.add_argument("-p", "--port", type=int, help="port of web.1 (default: $PORT, else 8000)")
     parser.add_argument("--redis", action="store_true", help="start a Redis too when none answers")

@@ -30,9 +30,7 @@ def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
     """Start a server of one's own, free to be killed: `start_redis(aof=True, config={...})`."""
     servers: list[RedisServer] = []
 
-    def start(
-        *, aof: bool = False, config: dict[str, str] | None = None, program: str | None = None
-    ) -> RedisServer:
+    def start(*, aof: bool = False, config: dict[str, str] | None = None, program: str | None = None) -> RedisServer:
         server = RedisServer(tmp_path_factory.mktemp("redis"), aof=aof, config=config, program=program)
         servers.append(server)
         server.start()

@@ -53,9 +53,7 @@ class Formation:
         }
         command = [sys.executable, "-m", "ops.supervise", *flags]
         with (self.folder / "output").open("wb") as output:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdout=output, stderr=output
-            )
+            self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=output, stderr=output)
 
     def runs(self, name: str) -> list[tuple[int, int]]:
         """Return (leader, child) of every run of a process so far, oldest first."""
@@ -122,9 +120,7 @@ def test_a_killed_process_comes_back_and_what_it_left_behind_is_killed_first(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_everything_with_exit_code_0(
-    make: Callable[..., Formation], how: signal.Signals
-) -> None:
+def test_a_signal_ends_everything_with_exit_code_0(make: Callable[..., Formation], how: signal.Signals) -> None:
     formation = make()
     formation.start()
     formation.wait_for_runs("one.1", 1)

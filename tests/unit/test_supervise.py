@@ -81,9 +81,7 @@ def test_ends_are_explained_in_words() -> None:
 
 
 def test_a_queue_that_no_worker_serves_is_named() -> None:
-    answer = {
-        "data": [{"queue": "embedding:minilm", "workers": 1}, {"queue": "generation:demo", "workers": 0}]
-    }
+    answer = {"data": [{"queue": "embedding:minilm", "workers": 1}, {"queue": "generation:demo", "workers": 0}]}
     assert ready.queues_without_worker(answer) == ["generation:demo"]
 
 
