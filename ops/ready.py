@@ -24,25 +24,29 @@ def read_json(url: str) -> Any:
         return None
 
 
-async def announce(base: str, stopping: asyncio.Event, say: Say) -> None:
-    """Print the ready banner once the web process and every model's worker are up, or who is not by then."""
+async def announce(base: str, processes: set[str], stopping: asyncio.Event, say: Say) -> None:
+    """Print the ready banner once the web process and every kind of worker are up, or who is not by then."""
     deadline = time.monotonic() + READY_LIMIT_S
     while not stopping.is_set():
-        ready = await asyncio.to_thread(read_json, f"{base}/readyz")
-        waiting = queues_without_worker(await asyncio.to_thread(read_json, f"{base}/v1/queues"))
-        if ready is not None and not waiting:
+        missing = not_ready(await asyncio.to_thread(read_json, f"{base}/readyz"), processes)
+        if not missing:
             say("system", banner(base))
             return
         if time.monotonic() > deadline:
-            say("system", f"still not ready: {'web' if ready is None else ', '.join(waiting)}")
+            say("system", f"still not ready: {', '.join(missing)}")
             return
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-def queues_without_worker(answer: Any) -> list[str]:
-    """Return the queues that no worker serves yet, from what `GET /v1/queues` answered."""
-    queues = answer.get("data", []) if isinstance(answer, dict) else []
-    return [str(queue.get("queue")) for queue in queues if not queue.get("workers")]
+def not_ready(answer: Any, processes: set[str]) -> list[str]:
+    """Return what is missing: `web`, or the kinds among `processes` of which no worker lives, given `/readyz`'s answer."""
+    if not isinstance(answer, dict):
+        return ["web"]
+    workers: dict[str, int] = answer.get("workers", {})
+    # The catalogue may hold more models than this formation serves, so one live worker of a kind is enough.
+    kinds = {queue.partition(":")[0] for queue in workers} & processes
+    live = {queue.partition(":")[0] for queue, count in workers.items() if count}
+    return sorted(kinds - live)
 
 
 def banner(base: str) -> str:
@@ -50,7 +54,7 @@ def banner(base: str) -> str:
     body = '{"kind": "generation", "model": "demo", "input": {"prompt": "What is Jarvis?"}}'
     lines = [
         "",
-        f"Jarvis is ready at {base}  (API: {base}/docs). Try:",
+        f"Jarvis is ready at {base}  (API: {base}/openapi.json). Try:",
         "",
         f"  curl -s {base}/v1/jobs -H 'content-type: application/json' -H 'Prefer: wait=30' \\",
         f"    -d '{body}'",

@@ -198,7 +198,8 @@ async def supervise(programs: list[Program], settings: Settings, notes: list[str
     announcer = None
     if ports:
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-        announcer = asyncio.create_task(announce(f"http://{host}:{ports[0]}", supervisor.stopping, say))
+        kinds = {program.name.partition(".")[0] for program in programs}
+        announcer = asyncio.create_task(announce(f"http://{host}:{ports[0]}", kinds, supervisor.stopping, say))
     status = await supervisor.run(settings.redis_url)
     if announcer is not None:
         announcer.cancel()

@@ -80,9 +80,17 @@ def test_ends_are_explained_in_words() -> None:
     assert (explain(3), explain(-9)) == ("exit code 3", "SIGKILL")
 
 
-def test_a_queue_that_no_worker_serves_is_named() -> None:
-    answer = {"data": [{"queue": "embedding:minilm", "workers": 1}, {"queue": "generation:demo", "workers": 0}]}
-    assert ready.queues_without_worker(answer) == ["generation:demo"]
+@pytest.mark.parametrize(
+    ("answer", "missing"),
+    [
+        (None, ["web"]),
+        ({"workers": {"generation:demo": 0, "embedding:minilm": 1}}, ["generation"]),
+        # a second model that nobody serves, and a kind without a process here, hold nothing up
+        ({"workers": {"generation:demo": 1, "generation:large": 0, "transcription:x": 0}}, []),
+    ],
+)
+def test_ready_means_web_and_a_live_worker_of_each_kind_that_runs_here(answer: object, missing: list[str]) -> None:
+    assert ready.not_ready(answer, {"web", "generation", "embedding"}) == missing
 
 
 def test_the_banner_shows_a_call_with_a_valid_body() -> None:
@@ -91,20 +99,11 @@ def test_the_banner_shows_a_call_with_a_valid_body() -> None:
 
 
 async def test_the_banner_waits_for_web_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter(
-        [
-            None,
-            None,
-            {},
-            {"data": [{"queue": "q", "workers": 0}]},
-            {},
-            {"data": [{"queue": "q", "workers": 1}]},
-        ]
-    )
+    answers = iter([None, {"workers": {"generation:demo": 0}}, {"workers": {"generation:demo": 1}}])
     monkeypatch.setattr(ready, "read_json", lambda _url: next(answers))
     monkeypatch.setattr(ready, "LOOK_EVERY_S", 0.0)
     said: list[bytes | str] = []
-    await ready.announce("http://here", asyncio.Event(), lambda _name, text: said.append(text))
+    await ready.announce("http://here", {"generation"}, asyncio.Event(), lambda _name, text: said.append(text))
     assert len(said) == 1
     assert "Jarvis is ready at http://here" in str(said[0])
 
