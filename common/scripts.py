@@ -48,7 +48,7 @@ def connect(settings: Settings) -> redis.Redis:
         health_check_interval=0,
     )
     pool.connection_class = kinds.get(scheme, PackedConnection)
-    return redis.Redis(connection_pool=pool)
+    return redis.Redis.from_pool(pool)  # owns the pool, so that closing the client closes it
 
 
 @cache
