@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def worker_settings(what: str, model: str | None, settings: Settings) -> dict[st
     if what not in KINDS:
         from arq.utils import import_string
 
-        from workers.worker import get_kwargs
+        from workers.settings_class import get_kwargs
 
-        sys.path.append(os.getcwd())
+        sys.path.append(str(Path.cwd()))
         try:
             return {"settings": settings, **get_kwargs(import_string(what))}
         except ImportError as error:

@@ -22,7 +22,6 @@ from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
-from arq.connections import RedisSettings
 from arq.cron import CronJob
 from arq.worker import FailedJobs, Retry
 from arq.worker import Worker as ArqWorker
@@ -30,19 +29,17 @@ from redis.exceptions import RedisError
 
 from common.errors import JobFailed
 from common.jobs import ClaimedJob, JobResult, JobSpec, decode, encode
-from common.queue import Event, Key, Outcome, Queue
+from common.queue import Answer, Event, Key, Outcome, Queue
 from common.results import Results
-from common.settings import Settings, load_settings
+from common.settings import Settings
 from workers.beat_process import BeatProcess
+from workers.outbox import Outbox, patiently
+from workers.settings_class import effective_settings, get_kwargs
 from workers.slots import SlotTable
 
 log = logging.getLogger("jarvis.worker")
 
 Reason = Literal["cancelled", "lost", "timeout", "shutdown"]
-#: Events that may wait to be written before an emitting job has to wait too (Redis is away or slow).
-EVENTS_WAITING = 10_000
-#: Events and outcomes in one call: bounds how long one script keeps Redis busy.
-WRITE_BATCH = 500
 
 
 class Run:
@@ -73,7 +70,7 @@ class Worker(ArqWorker):
     """
 
     def __init__(self, functions: Any = (), *, settings: Settings | None = None, **arq_settings: Any) -> None:
-        self.settings = _settings(settings or (arq_settings.get("ctx") or {}).get("settings"), arq_settings)
+        self.settings = effective_settings(settings, arq_settings)
         arq_settings.setdefault("job_completion_wait", int(self.settings.grace_s))
         # Nothing of ours goes through arq's serializer; should anything ever, it is not pickle.
         arq_settings.update(job_serializer=encode, job_deserializer=decode)
@@ -83,10 +80,6 @@ class Worker(ArqWorker):
         self.stale = 0
         self._takes_job = {name: _takes_job(f.coroutine) for name, f in self.functions.items()}
         self._chunk = max(1, self.max_jobs // 3)  # three batches in flight: Redis and Python overlap
-        self._events: list[Event] = []
-        self._outcomes: list[Outcome] = []
-        self._to_write = asyncio.Event()
-        self._written = asyncio.Event()
         self._slot_free = asyncio.Event()
         self._draining = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -103,13 +96,14 @@ class Worker(ArqWorker):
         log.info("starting %s for %s: %s", self.id, self.queue_name, ", ".join(self.functions))
         if self.on_startup:
             await self.on_startup(self.ctx)
+        self.outbox = Outbox(self.queue, self.queue_name, self.id, self._lost, self._written)
         self._table = SlotTable.create(self.max_jobs)
         self.beat = BeatProcess(self.settings, self.queue_name, self.id, self._table, self._about(), self._lost)
         await self.beat.start()
         await self._work()
 
     async def _work(self) -> None:
-        helpers = [self._write_loop(), self._control_loop(), self._deadline_loop()]
+        helpers = [self.outbox.run(), self._control_loop(), self._deadline_loop()]
         if self.cron_jobs:
             helpers.append(self._cron_loop())
         tasks = [self.loop.create_task(helper) for helper in helpers]
@@ -202,7 +196,7 @@ class Worker(ArqWorker):
                 await self._slot_free.wait()
                 continue
             request += 1
-            claimed = await self._patiently(self.queue.claim, self.queue_name, self.id, want, request)
+            claimed = await patiently(self.queue.claim, self.queue_name, self.id, want, request)
             for job in claimed:
                 self._start(job)
             if len(claimed) < want and not await self._more():
@@ -220,12 +214,12 @@ class Worker(ArqWorker):
     async def _more(self) -> bool:
         """The queue is empty: wait for the bell. False when a burst worker has nothing left to do."""
         if self.burst:
-            if not self.running and await self._patiently(self.queue.is_empty, self.queue_name):
+            if not self.running and await patiently(self.queue.is_empty, self.queue_name):
                 return False
             await asyncio.sleep(0.01)
             return True
         if not self._draining.is_set():
-            self._bell = self.loop.create_task(self._patiently(self.queue.wait_for_bell, self.queue_name))
+            self._bell = self.loop.create_task(patiently(self.queue.wait_for_bell, self.queue_name))
             with suppress(asyncio.CancelledError):
                 await self._bell
             self._bell = None
@@ -245,8 +239,7 @@ class Worker(ArqWorker):
         if outcome is None:
             self._settle(run)  # stopped, and not ours to write about
             return
-        self._outcomes.append(outcome)
-        self._to_write.set()
+        self.outbox.add_outcome(outcome)
 
     async def _outcome(self, run: Run) -> Outcome | None:
         try:
@@ -327,48 +320,26 @@ class Worker(ArqWorker):
     async def emit(self, job: ClaimedJob, event: str, data: dict[str, Any]) -> None:
         """Append an event to a running job's stream; written in order, together with those of other jobs."""
         run = self.running.get(job.lease)
-        if run is None:
-            return
-        run.seq += 1
-        self._events.append(Event(job, run.seq, event, encode(data)))
-        self._to_write.set()
-        while len(self._events) > EVENTS_WAITING:
-            self._written.clear()
-            await self._written.wait()
+        if run is not None:
+            run.seq += 1
+            await self.outbox.add_event(Event(job, run.seq, event, encode(data)))
 
     async def _emitted(self, job: ClaimedJob) -> list[dict[str, Any]]:
-        return await self._patiently(self.results.emitted, job.id)  # type: ignore[no-any-return]
+        return await patiently(self.results.emitted, job.id)  # type: ignore[no-any-return]
 
-    async def _write_loop(self) -> None:
-        # One writer: a job's events are written before its end is, and while one call is under way the next batch
-        # gathers. What a batch costs is shared by all that came meanwhile.
-        while True:
-            await self._to_write.wait()
-            self._to_write.clear()
-            events, self._events = self._events, []
-            outcomes, self._outcomes = self._outcomes, []
-            for start in range(0, len(events), WRITE_BATCH):
-                some = events[start : start + WRITE_BATCH]
-                self._lost(await self._patiently(self.queue.emit, self.queue_name, some))
-            self._written.set()
-            for start in range(0, len(outcomes), WRITE_BATCH):
-                await self._commit(outcomes[start : start + WRITE_BATCH])
-
-    async def _commit(self, outcomes: list[Outcome]) -> None:
-        answers = await self._patiently(self.queue.commit, self.queue_name, self.id, outcomes)
-        for outcome, answer in zip(outcomes, answers, strict=True):
-            if answer == "lost":
-                self.stale += 1
-                log.warning("job %s: its lease was lost, this run's end was not stored", outcome.job.id)
-            run = self.running.get(outcome.job.lease)
-            if run is not None:
-                self._settle(run, outcome if answer != "lost" else None)
+    def _written(self, outcome: Outcome, answer: Answer) -> None:
+        if answer == "lost":
+            self.stale += 1
+            log.warning("job %s: its lease was lost, this run's end was not stored", outcome.job.id)
+        run = self.running.get(outcome.job.lease)
+        if run is not None:
+            self._settle(run, outcome if answer != "lost" else None)
 
     # -- stopping jobs
 
     async def _control_loop(self) -> None:
         while True:
-            lease = await self._patiently(self.queue.next_stop, self.queue_name, self.id)
+            lease = await patiently(self.queue.next_stop, self.queue_name, self.id)
             if lease in self.running:
                 self.running[lease].stop("cancelled")
 
@@ -403,28 +374,7 @@ class Worker(ArqWorker):
         # The key is the tick: however many workers have this cron job, one of them submits it.
         kind, _, model = self.queue_name.partition(":")
         spec = JobSpec(kind=kind, model=model, input={}, user="cron", function=job.name)
-        await self._patiently(self.queue.submit, spec, Key(f"cron {job.name} {int(tick.timestamp() * 1000)}", ""))
-
-    # -- Redis may be away
-
-    async def _patiently(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        """Call until Redis answers. Every move may be repeated, so nothing is done twice."""
-        pause_s = 0.02
-        while True:
-            try:
-                return await call(*args)
-            except (RedisError, OSError) as error:
-                log.debug("Redis is away (%s: %s)", type(error).__name__, error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(1.0, pause_s * 2)
-
-
-def get_kwargs(settings_cls: Any) -> dict[str, Any]:
-    """The worker's settings out of an arq-style settings class, its bases included, or a dict."""
-    known = set(inspect.signature(ArqWorker).parameters) | {"settings"}
-    if isinstance(settings_cls, dict):
-        return {name: value for name, value in settings_cls.items() if name in known}
-    return {name: inspect.getattr_static(settings_cls, name) for name in known if hasattr(settings_cls, name)}
+        await patiently(self.queue.submit, spec, Key(f"cron {job.name} {int(tick.timestamp() * 1000)}", ""))
 
 
 def create_worker(settings_cls: Any, **kwargs: Any) -> Worker:
@@ -437,17 +387,6 @@ def run_worker(settings_cls: Any, **kwargs: Any) -> Worker:
     worker = create_worker(settings_cls, **kwargs)
     worker.run()
     return worker
-
-
-def _settings(settings: Settings | None, arq_settings: dict[str, Any]) -> Settings:
-    settings = settings or load_settings()
-    given: RedisSettings | None = arq_settings.pop("redis_settings", None)
-    if given is None:
-        return settings
-    credentials = f"{given.username or ''}:{given.password}@" if given.password else ""
-    scheme = "rediss" if given.ssl else "redis"
-    url = f"{scheme}://{credentials}{given.host}:{given.port}/{given.database}"
-    return settings.model_copy(update={"redis_url": url})
 
 
 def _takes_job(function: Callable[..., Any]) -> bool:

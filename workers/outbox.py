@@ -1,0 +1,89 @@
+"""What a worker has yet to write: events of running jobs and the ends of finished ones.
+
+One writer: a job's events are written before its end is, and while one call is under way the next batch gathers,
+so that what a call costs is shared by all that came meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from common.queue import Answer, Event, Outcome, Queue
+
+log = logging.getLogger("jarvis.worker")
+
+#: Events that may wait to be written before an emitting job has to wait too (Redis is away or slow).
+EVENTS_WAITING = 10_000
+#: Events and outcomes in one call: bounds how long one script keeps Redis busy.
+WRITE_BATCH = 500
+
+
+class Outbox:
+    """Gathers and writes; `lost` hears of leases that are gone, `written` of every outcome's answer."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        queue_name: str,
+        worker: str,
+        lost: Callable[[list[str]], None],
+        written: Callable[[Outcome, Answer], None],
+    ) -> None:
+        self._queue = queue
+        self._queue_name = queue_name
+        self._worker = worker
+        self._lost = lost
+        self._written = written
+        self._events: list[Event] = []
+        self._outcomes: list[Outcome] = []
+        self._something = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def add_event(self, event: Event) -> None:
+        """Have an event written; waits only when too many are waiting."""
+        self._events.append(event)
+        self._something.set()
+        while len(self._events) > EVENTS_WAITING:
+            self._room.clear()
+            await self._room.wait()
+
+    def add_outcome(self, outcome: Outcome) -> None:
+        """Have a job's end written, after its events."""
+        self._outcomes.append(outcome)
+        self._something.set()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            events, self._events = self._events, []
+            outcomes, self._outcomes = self._outcomes, []
+            for start in range(0, len(events), WRITE_BATCH):
+                some = events[start : start + WRITE_BATCH]
+                self._lost(await patiently(self._queue.emit, self._queue_name, some))
+            self._room.set()
+            for start in range(0, len(outcomes), WRITE_BATCH):
+                await self._commit(outcomes[start : start + WRITE_BATCH])
+
+    async def _commit(self, outcomes: list[Outcome]) -> None:
+        answers = await patiently(self._queue.commit, self._queue_name, self._worker, outcomes)
+        for outcome, answer in zip(outcomes, answers, strict=True):
+            self._written(outcome, answer)
+
+
+async def patiently(call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    """Call until Redis answers. Every move may be repeated, so nothing is done twice."""
+    pause_s = 0.02
+    while True:
+        try:
+            return await call(*args)
+        except (RedisError, OSError) as error:
+            log.debug("Redis is away (%s: %s)", type(error).__name__, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(1.0, pause_s * 2)

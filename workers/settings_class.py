@@ -1,0 +1,31 @@
+"""Reads what an arq user writes: a settings class, with arq's names."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from arq.connections import RedisSettings
+from arq.worker import Worker as ArqWorker
+
+from common.settings import Settings, load_settings
+
+
+def get_kwargs(settings_cls: Any) -> dict[str, Any]:
+    """The worker's settings out of an arq-style settings class, its bases included, or a dict."""
+    known = set(inspect.signature(ArqWorker).parameters) | {"settings"}
+    if isinstance(settings_cls, dict):
+        return {name: value for name, value in settings_cls.items() if name in known}
+    return {name: inspect.getattr_static(settings_cls, name) for name in known if hasattr(settings_cls, name)}
+
+
+def effective_settings(settings: Settings | None, arq_settings: dict[str, Any]) -> Settings:
+    """Our settings: given, else in `ctx`, else from the environment; `redis_settings` says where Redis is."""
+    settings = settings or (arq_settings.get("ctx") or {}).get("settings") or load_settings()
+    given: RedisSettings | None = arq_settings.pop("redis_settings", None)
+    if given is None:
+        return settings
+    credentials = f"{given.username or ''}:{given.password}@" if given.password else ""
+    scheme = "rediss" if given.ssl else "redis"
+    url = f"{scheme}://{credentials}{given.host}:{given.port}/{given.database}"
+    return settings.model_copy(update={"redis_url": url})
