@@ -39,7 +39,7 @@ async def announce(base: str, processes: set[str], stopping: asyncio.Event, say:
 
 
 def not_ready(answer: Any, processes: set[str]) -> list[str]:
-    """Return what is missing: `web`, or the kinds among `processes` of which no worker lives, given `/readyz`'s answer."""
+    """Return what is missing: `web`, or the kinds among `processes` that have no live worker in a `/readyz` answer."""
     if not isinstance(answer, dict):
         return ["web"]
     workers: dict[str, int] = answer.get("workers", {})
