@@ -325,7 +325,7 @@ def replay(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Put a parked job back into its queue and print its id."""
+    """Run a parked job again, as a new job, and print its id."""
     with _server(url, as_json) as client:
         record = client.replay(parked_id)
     _show(record, str(record["id"]), as_json)

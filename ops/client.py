@@ -141,7 +141,7 @@ class Client:
         return self._json("GET", "/v1/parked", params=_given(filters))
 
     def replay(self, parked_id: str) -> Json:
-        """Put a parked job back into its queue; its record."""
+        """Run a parked job again, as a new one; its record."""
         return self._json("POST", f"/v1/parked/{quote(parked_id, safe='')}/replay")
 
     def follow(
@@ -194,6 +194,8 @@ class Client:
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=SILENCE_S)
         try:
             with self._http.stream("GET", f"{_job(job_id)}/events", headers=headers, timeout=timeout) as response:
+                if response.status_code == 204:  # nothing follows the last one
+                    return
                 if response.headers.get("content-type", "").partition(";")[0] != "text/event-stream":
                     response.read()
                     self._document(response)
@@ -306,8 +308,8 @@ def _words(status: int, problem: Json, retry_after_s: float | None) -> Iterator[
 
 def _field_words(entry: Json) -> str:
     field, message = str(entry.get("field", "request")), str(entry.get("message", ""))
-    if "value" not in entry or message.startswith(field):
-        return message or field
+    if entry.get("value") is None or message.startswith(field):
+        return f"{field}: {message}" if message and not message.startswith(field) else message or field
     value = entry["value"]
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return f"{field} is {shown}; {message}" if message else f"{field} is {shown}"

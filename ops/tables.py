@@ -39,7 +39,7 @@ def end_words(record: Json) -> str:
     words = [str(record.get("status", "unknown"))]
     error = record.get("error")
     if error:
-        words.append(f"{error.get('code')}: {error.get('message')}")
+        words.append(_error_words(error, words[0]))
     metrics, usage = record.get("metrics") or {}, record.get("usage") or {}
     for name, label in (("queue_ms", "waited"), ("run_ms", "ran")):
         if metrics.get(name) is not None:
@@ -47,6 +47,11 @@ def end_words(record: Json) -> str:
     if usage.get("completion_tokens") is not None:
         words.append(f"{usage['completion_tokens']} tokens")
     return " · ".join(words)
+
+
+def _error_words(error: Json, status: object = None) -> str:
+    code, message = error.get("code"), error.get("message")
+    return str(message) if code == status else f"{code}: {message}"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
@@ -86,7 +91,7 @@ def facts(record: Json) -> Iterator[tuple[str, Any]]:
         yield name.removesuffix("_at"), _moment(record.get(name))
     yield "tries", f"{record.get('attempts')} failed, given to a worker {record.get('claims')} times"
     error = record.get("error")
-    yield "error", f"{error.get('code')}: {error.get('message')}" if error else None
+    yield "error", _error_words(error, record.get("status")) if error else None
     for name in ("usage", "metrics", "metadata"):
         given = {key: value for key, value in (record.get(name) or {}).items() if value is not None}
         yield name, ", ".join(f"{key} {value}" for key, value in given.items())

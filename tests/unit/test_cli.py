@@ -34,6 +34,12 @@ QUEUE = {
 TEXT = "A lease is a promise."
 
 
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("JARVIS_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def server() -> Iterator[StandIn]:
     """A web process that knows one job."""
@@ -338,6 +344,13 @@ def test_in_a_terminal_a_waiting_job_shows_its_place_and_then_its_answer(server:
     assert "\x1b]0;evil" not in shown
 
 
+def test_watching_from_the_last_event_on_ends_at_once(jarvis: Callable[..., Result], server: StandIn) -> None:
+    server.answers[f"GET /v1/jobs/{JOB}/events"] = (204, {})
+    result = jarvis("watch", JOB, "--after", "6")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.startswith("completed")
+
+
 # -- looking and acting
 
 
@@ -459,6 +472,12 @@ def test_a_refusal_with_json_is_the_problem_itself(jarvis: Callable[..., Result]
     result = jarvis("status", "job_unknown", "--json")
     assert (result.exit_code, result.stdout) == (1, "")
     assert json.loads(result.stderr)["status"] == 404
+
+
+def test_a_refusal_without_a_value_shows_none(jarvis: Callable[..., Result], server: StandIn) -> None:
+    errors = [{"field": "Idempotency-Key", "value": None, "message": "it was used with another request"}]
+    server.answers["POST /v1/jobs"] = (422, {"title": "Idempotency-Key Reused", "errors": errors})
+    assert jarvis("submit", "hello").stderr.endswith("  Idempotency-Key: it was used with another request\n")
 
 
 def test_a_full_queue_says_when_to_come_back(jarvis: Callable[..., Result], server: StandIn) -> None:

@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(*_usual(stand_in, method, address.path))
 
     def _send(self, status: int, document: Json) -> None:
-        body = json.dumps(document).encode()
+        body = b"" if status == 204 else json.dumps(document).encode()
         kind = "application/problem+json" if status >= 400 else "application/json"
         self.send_response(status)
         self.send_header("Content-Type", kind)
