@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import socket
@@ -24,6 +25,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.web = app
         self.settings = settings
+        self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and say so in one line."""
@@ -31,6 +33,7 @@ class Server(uvicorn.Server):
         if self.started:
             port = self.servers[0].sockets[0].getsockname()[1]
             address = f"http://{_shown_host(self.settings.host)}:{port}"
+            self.listening.set()
             print(f"web listens on {address}, Redis is {mask(self.settings.redis_url)}", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

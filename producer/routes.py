@@ -38,7 +38,9 @@ router = APIRouter()
 RETRY_AFTER = {"Retry-After": "1"}  # a poll a second costs little, and most jobs are short
 
 JobId = Annotated[str, Path(description="A job's id.", examples=[EXAMPLE_ID])]
-WaitS = Annotated[float, Query(ge=0, description="Hold the answer up to so many seconds until the job is done.")]
+WaitS = Annotated[
+    float, Query(ge=0, allow_inf_nan=False, description="Hold the answer up to so many seconds until the job is done.")
+]
 StartingAfter = Annotated[int | None, Query(ge=0, le=follow.SEQ_MAX, description="Only events after this number.")]
 
 

@@ -10,35 +10,61 @@ import time
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainValidator,
+    TypeAdapter,
+    model_validator,
+)
 
 from common.states import State
 
 MONTH_S = 30 * 86_400
 SEED_MAX = 2**63 - 1
+MOMENT = "ISO 8601 with an offset (2027-01-31T08:00:00Z) or Unix seconds, at most 30 days ahead"
+STOPS = "a text or up to 4 texts, each of 1 to 64 characters"
 USER_PATTERN = r"^[A-Za-z0-9_.@:-]{1,64}$"
 EXAMPLE_ID = "job_0006fq3k9tma7w2xv5hc8n1re4d"
 
 
-def _moment(value: float | str) -> float:
+def _moment(value: Any) -> float:
     """Unix seconds of a time as a caller writes it."""
-    allowed = "allowed: ISO 8601 with an offset (2027-01-31T08:00:00Z) or Unix seconds, at most 30 days ahead"
     try:
         seconds = _unix_seconds(value)
     except (ValueError, OverflowError):
-        raise ValueError(allowed) from None
+        raise ValueError(f"allowed: {MOMENT}") from None
     if not 0 <= seconds <= time.time() + MONTH_S:
-        raise ValueError(allowed)
+        raise ValueError(f"allowed: {MOMENT}")
     return seconds
 
 
-def _unix_seconds(value: float | str) -> float:
-    if not isinstance(value, str):
+def _unix_seconds(value: Any) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
+    if not isinstance(value, str):
+        raise ValueError("neither a number nor a text")
     moment = datetime.fromisoformat(value)
     if moment.tzinfo is None:
         raise ValueError("which zone?")
     return moment.timestamp()
+
+
+def _stops(value: Any) -> str | list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or len(texts) > 4:
+        raise ValueError(f"allowed: {STOPS}")
+    if not all(isinstance(text, str) and 1 <= len(text) <= 64 for text in texts):
+        raise ValueError(f"allowed: {STOPS}")
+    return value  # type: ignore[no-any-return]
+
+
+# Checked by a function, since pydantic names a member of a union as if it were a field of the request.
+Moment = Annotated[float, BeforeValidator(_moment, json_schema_input_type=float | str)]
+Stops = Annotated[str | list[str], PlainValidator(_stops, json_schema_input_type=str | list[str])]
 
 
 class Strict(BaseModel):
@@ -71,7 +97,7 @@ class JobRequest(Strict):
     )
     metadata: Metadata | None = None
     delay_s: float | None = Field(None, ge=0, le=MONTH_S, description="Seconds before it may start. Not with run_at.")
-    run_at: Annotated[float | str, AfterValidator(_moment)] | None = Field(
+    run_at: Moment | None = Field(
         None,
         description="When it may start: ISO 8601 with an offset or Unix seconds, at most 30 days ahead.",
         examples=["2027-01-31T08:00:00Z", 1801382400],
@@ -141,17 +167,7 @@ class GenerationParams(Strict):
     )
     repetition_penalty: float | None = Field(None, gt=0, le=2, description="Above 1: against repetition.")
     seed: int | None = Field(None, ge=0, le=SEED_MAX, description="Makes sampling repeatable.")
-    stop: (
-        Annotated[str, Field(min_length=1, max_length=64)]
-        | list[Annotated[str, Field(min_length=1, max_length=64)]]
-        | None
-    ) = Field(None, description="Up to 4 texts of at most 64 characters that end the answer.")
-
-    @model_validator(mode="after")
-    def _few_stops(self) -> GenerationParams:
-        if isinstance(self.stop, list) and len(self.stop) > 4:
-            raise ValueError("stop has at most 4 texts")
-        return self
+    stop: Stops | None = Field(None, description="Up to 4 texts of at most 64 characters that end the answer.")
 
 
 class EmbeddingInput(Strict):

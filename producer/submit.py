@@ -6,6 +6,7 @@ What fails a check never reaches Redis.
 from __future__ import annotations
 
 import hashlib
+import time
 from typing import Any
 
 import msgspec
@@ -34,7 +35,7 @@ class Submitter:
         """Accept one job, or say why not: any error of the tree that has a row in `PROBLEMS`."""
         spec = await self.spec_of(body)
         key = Key(idempotency_key, fingerprint(spec)) if idempotency_key else None
-        return (await self.queue.submit_many([spec], [key]))[0]
+        return (await self.queue.submit_many([self._outliving_its_delay(spec)], [key]))[0]
 
     async def spec_of(self, body: dict[str, Any]) -> JobSpec:
         """The job that a request describes; raises for the first thing that is wrong with it."""
@@ -52,21 +53,22 @@ class Submitter:
             priority=request.priority,
             metadata=request.metadata or {},
             delay_s=request.delay_s,
-            run_at=request.run_at,  # type: ignore[arg-type]  # the validator has made it a number
-            ttl_s=self._ttl_s(request),
+            run_at=request.run_at,
+            ttl_s=request.ttl_s,
             timeout_s=request.timeout_s,
             max_attempts=request.max_attempts,
         )
 
-    def _ttl_s(self, request: GenerationRequest | EmbeddingRequest) -> float | None:
-        if not request.delay_s:
-            return request.ttl_s
-        if request.ttl_s is None:
+    def _outliving_its_delay(self, spec: JobSpec) -> JobSpec:
+        delay_s = spec.delay_s or (0 if spec.run_at is None else spec.run_at - time.time())
+        if delay_s <= 0:
+            return spec
+        if spec.ttl_s is None:
             # The usual life of a job counts from when it may start, else a long delay would outlive it.
-            return request.delay_s + self.settings.default_ttl_s
-        if request.ttl_s <= request.delay_s:
-            raise InvalidField("ttl_s", request.ttl_s, f"more than delay_s ({request.delay_s:g})")
-        return request.ttl_s
+            return msgspec.structs.replace(spec, ttl_s=delay_s + self.settings.default_ttl_s)
+        if spec.ttl_s <= delay_s:
+            raise InvalidField("ttl_s", spec.ttl_s, f"more than the {delay_s:.0f} s until the job may start")
+        return spec
 
 
 def checked(body: dict[str, Any]) -> GenerationRequest | EmbeddingRequest:
