@@ -26,8 +26,9 @@ local function lease(id, job, lane)
   redis.call('HSET', P .. 'job:' .. id, 'state', 'in_progress', 'claims', claims, 'worker', worker,
     'history', move(id, q, job[6], 'in_progress', seq))
   observe(q, 'wait', NOW - since)
-  append(leases, NOW + LEASE_MS, id .. ':' .. claims)
-  append(held, id .. ':' .. claims)
+  local member = id .. ':' .. claims
+  append(leases, NOW + LEASE_MS, member)
+  append(held, member)
   append(taken, answer(id, job, lane, seq))
 end
 
@@ -184,8 +185,9 @@ local function claim()
     end
   end
   if got > 0 then
-    append(writes, 'rate', rate_after(tonumber(meta[4] or 0), tonumber(meta[5] or NOW), got), 'claimed', NOW)
-    append(writes, 'credit:high', credit.high, 'credit:normal', credit.normal, 'credit:low', credit.low)
+    append(writes, 'rate', rate_after(tonumber(meta[4] or 0), tonumber(meta[5] or NOW), got))
+    append(writes, 'claimed', NOW)
+    for _, lane in ipairs(LANES) do append(writes, 'credit:' .. lane, credit[lane]) end
     redis.call('ZADD', q .. 'leases', unpack(leases))
     if got == want then ring(q) end -- the baton: perhaps there is more, for another worker
   end

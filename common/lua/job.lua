@@ -4,6 +4,7 @@
 local P = KEYS[1]
 local clock = redis.call('TIME')
 local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local NOW_TEXT = string.format('%d', NOW)
 local CODES = {scheduled = 's', queued = 'q', in_progress = 'p', completed = 'c', incomplete = 'i', failed = 'f',
   cancelled = 'x', expired = 'e'}
 local TERMINAL = {completed = true, incomplete = true, failed = true, cancelled = true, expired = true}
@@ -16,21 +17,26 @@ local function at(queue) return P .. 'q:' .. queue .. ':' end
 
 local function stream_of(q, lane, user) return q .. lane .. ':u:' .. user end
 
-local function append(list, ...)
-  for _, value in ipairs({...}) do list[#list + 1] = value end
+-- Called several times a job: an argument list with `...` would cost a table each time.
+local function append(list, a, b)
+  local n = #list
+  list[n + 1] = a
+  if b ~= nil then list[n + 2] = b end
 end
 
 -- Counters are summed here and written once per call.
 local function count(q, field, by)
-  tally[q] = tally[q] or {}
-  tally[q][field] = (tally[q][field] or 0) + (by or 1)
+  local fields = tally[q]
+  if not fields then
+    fields = {}
+    tally[q] = fields
+  end
+  fields[field] = (fields[field] or 0) + (by or 1)
 end
 
 local function observe(q, name, ms)
-  local bucket = #BUCKETS + 1
-  for i, bound in ipairs(BUCKETS) do
-    if ms <= bound then bucket = i break end
-  end
+  local bucket = 1
+  while bucket <= #BUCKETS and ms > BUCKETS[bucket] do bucket = bucket + 1 end
   count(q, name .. ':' .. bucket)
   count(q, name .. ':sum', ms)
 end
@@ -39,7 +45,7 @@ end
 -- `seq` may be nil: the next number after the last one in the history.
 local function move(id, q, history, state, seq)
   if not seq then seq = (tonumber(string.match(history, '(%d+)%a%d+$')) or 0) + 1 end
-  local step = string.format('%d%s%d', seq, CODES[state], NOW)
+  local step = seq .. CODES[state] .. NOW_TEXT
   append(events, id, step)
   count(q, 'state:' .. state)
   if history == '' then return step end

@@ -28,7 +28,7 @@ local function earlier(id, digest, fingerprint)
   if redis.call('EXISTS', P .. 'job:' .. id) == 1 then return {'same', id} end
   local kept = digest ~= '' and redis.call('GET', P .. 'idem:' .. digest)
   if not kept then return nil end
-  local job, known = string.match(kept, '^(%S+) (%S*)$')
+  local job, known = string.match(kept, '^(%S+) (.*)$')
   if redis.call('EXISTS', P .. 'job:' .. job) == 0 then return nil end -- its retention has ended
   if known ~= fingerprint then return {'mismatch', job} end
   return {'same', job}
