@@ -33,7 +33,7 @@ class Bench:
 
     def __init__(self, model: Model | None = None, engine: Any = None) -> None:
         self.model = model or fake_model()
-        self.engine = engine or FakeGenerationEngine(self.model)
+        self.engine: Any = engine or FakeGenerationEngine(self.model)
         self.events: list[dict[str, Any]] = []
         self.step = asyncio.Event()
         self.ctx: dict[str, Any] = {
@@ -265,7 +265,7 @@ async def test_an_engine_that_ends_without_a_reason_counts_as_dead() -> None:
     bench = Bench()
 
     async def nothing(request_id: str, request: GenerationRequest) -> Any:
-        for delta in ():
+        for delta in list[GenerationDelta]():
             yield delta
 
     bench.engine.generate = nothing
@@ -276,8 +276,8 @@ async def test_an_engine_that_ends_without_a_reason_counts_as_dead() -> None:
 async def test_startup_loads_the_models_engine_and_shutdown_ends_it() -> None:
     ctx: dict[str, Any] = module.settings_for(fake_model(), load_settings())["ctx"]
     await module.on_startup(ctx)
-    engine = ctx["engine"]
-    assert isinstance(engine, FakeGenerationEngine)
+    engine: Any = ctx["engine"]
+    assert type(engine) is FakeGenerationEngine
     assert engine.alive
     await module.on_shutdown(ctx)
     assert not engine.alive

@@ -124,4 +124,5 @@ class FakeEmbeddingEngine(_FakeEngine):
 
         random = np.random.default_rng(zlib.crc32(text.encode()))
         vector = random.standard_normal(self.model.options.get("dimensions", 8)).astype(np.float32)
-        return vector / np.float32(np.linalg.norm(vector))
+        unit: NDArray[np.float32] = vector / np.float32(np.linalg.norm(vector))
+        return unit

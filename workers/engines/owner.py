@@ -8,6 +8,7 @@ leaves the group and ends itself the moment its owner is gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -41,10 +42,8 @@ def follow(pid: int) -> None:
 
 
 def _end_with(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it ended before we looked
         _wait_for_end(pid)
-    except ProcessLookupError:
-        pass  # it ended before we looked
     # SIGKILL: the engine's own handlers would wait for requests whose readers are gone.
     os.kill(os.getpid(), signal.SIGKILL)
 

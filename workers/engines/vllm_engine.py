@@ -11,21 +11,20 @@ import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 from common.catalogue import Model
 from common.errors import EngineDead, JobFailed, SettingsInvalid
 from workers.engines.owner import Owner
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
 
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 3.0  # then SIGKILL: an engine that is let go has nothing left to lose
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",  # at WARNING every start prints a dozen lines about CPUs without Triton
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; read on CPU only
 }
 # The seeds' tuned values; a catalogue entry's options override any of them.
 ARGUMENTS: dict[str, Any] = {
@@ -92,6 +91,8 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         if self.model.local:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        if "kv_cache_memory_bytes" not in self.model.options:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; read on CPU only
         self._llm = await _in_thread(self._build)
 
     def _build(self) -> Any:
@@ -198,10 +199,10 @@ def _sampling(llm: Any, request: GenerationRequest, prompt_tokens: int) -> Any:
 
 
 def _reason(reason: str | None) -> FinishReason | None:
-    if reason is None or reason == "length":
-        return reason
-    if reason == "stop":
-        return "stop"
+    if reason is None:
+        return None
+    if reason in ("stop", "length"):
+        return cast(FinishReason, reason)
     if reason == "abort":  # not by us: we would have stopped reading
         raise EngineDead("the vLLM engine is shutting down")
     raise JobFailed("engine_error", f"vLLM ended the request with {reason!r}", retryable=True)
