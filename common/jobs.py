@@ -62,6 +62,7 @@ class ClaimedJob(msgspec.Struct, frozen=True):
     raw: bytes  # the encoded Work
     kind: str
     model: str
+    max_attempts: int = 3
 
     @property
     def lease(self) -> str:

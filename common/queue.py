@@ -375,7 +375,7 @@ def _submitted(spec: JobSpec, reply: list[Any]) -> Submitted:
 
 
 def _claimed(row: list[Any], kind: str, model: str) -> ClaimedJob:
-    job_id, claims, attempts, seq, entry, lane, user, timeout_ms, work = row
+    job_id, claims, attempts, seq, entry, lane, user, timeout_ms, work, max_attempts = row
     return ClaimedJob(
         job_id.decode(),
         claims,
@@ -388,6 +388,7 @@ def _claimed(row: list[Any], kind: str, model: str) -> ClaimedJob:
         work,
         kind,
         model,
+        max_attempts,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from common.errors import StoreUnavailable
 from common.queue import Answer, Event, Outcome, Queue
 
 log = logging.getLogger("jarvis.worker")
@@ -83,7 +84,7 @@ async def patiently(call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     while True:
         try:
             return await call(*args)
-        except (RedisError, OSError) as error:
-            log.debug("Redis is away (%s: %s)", type(error).__name__, error)
+        except (RedisError, OSError, StoreUnavailable) as error:
+            log.log(logging.DEBUG if pause_s < 1 else logging.WARNING, "Redis: %s: %s", type(error).__name__, error)
             await asyncio.sleep(pause_s)
             pause_s = min(1.0, pause_s * 2)

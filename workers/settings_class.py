@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from typing import Any
+from urllib.parse import quote
 
 from arq.connections import RedisSettings
 from arq.worker import Worker as ArqWorker
@@ -25,7 +26,7 @@ def effective_settings(settings: Settings | None, arq_settings: dict[str, Any]) 
     given: RedisSettings | None = arq_settings.pop("redis_settings", None)
     if given is None:
         return settings
-    credentials = f"{given.username or ''}:{given.password}@" if given.password else ""
+    credentials = f"{quote(given.username or '', '')}:{quote(given.password, '')}@" if given.password else ""
     scheme = "rediss" if given.ssl else "redis"
     url = f"{scheme}://{credentials}{given.host}:{given.port}/{given.database}"
     return settings.model_copy(update={"redis_url": url})

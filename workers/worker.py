@@ -27,7 +27,7 @@ from arq.worker import FailedJobs, Retry
 from arq.worker import Worker as ArqWorker
 from redis.exceptions import RedisError
 
-from common.errors import JobFailed
+from common.errors import JobFailed, QueueFull
 from common.jobs import ClaimedJob, JobResult, JobSpec, decode, encode
 from common.queue import Answer, Event, Key, Outcome, Queue
 from common.results import Results
@@ -45,21 +45,32 @@ Reason = Literal["cancelled", "lost", "timeout", "shutdown"]
 class Run:
     """One job while this worker holds it."""
 
-    __slots__ = ("deadline", "job", "reason", "row", "seq", "task")
+    __slots__ = ("ctx", "deadline", "job", "reason", "row", "seq", "since", "task", "tries")
 
-    def __init__(self, job: ClaimedJob, row: int, deadline: float) -> None:
+    def __init__(self, job: ClaimedJob, ctx: dict[Any, Any], row: int, since: float) -> None:
         self.job = job
+        self.ctx = ctx  # one for the job function and all its hooks, as in arq
         self.row = row
-        self.deadline = deadline
+        self.since = since
+        self.deadline = since + job.timeout_s
+        self.tries = job.max_attempts
         self.seq = job.seq
         self.task: asyncio.Task[None] | None = None
         self.reason: Reason | None = None
+
+    def limit(self, timeout_s: float | None, max_tries: int | None) -> None:
+        """What the function says of itself (arq's `func`) counts where it is less than what the job says."""
+        if timeout_s:
+            self.deadline = min(self.deadline, self.since + timeout_s)
+        if max_tries:
+            self.tries = min(self.tries, max_tries)
 
     def stop(self, reason: Reason) -> None:
         """Cancel the job function; the first reason counts."""
         if self.reason is None and self.task is not None and not self.task.done():
             self.reason = reason
-            self.task.cancel()
+            # Not at once: a task that is cancelled before its first step never runs, and its slot were lost.
+            asyncio.get_running_loop().call_soon(self.task.cancel)
 
 
 class Worker(ArqWorker):
@@ -71,7 +82,7 @@ class Worker(ArqWorker):
 
     def __init__(self, functions: Any = (), *, settings: Settings | None = None, **arq_settings: Any) -> None:
         self.settings = effective_settings(settings, arq_settings)
-        arq_settings.setdefault("job_completion_wait", int(self.settings.grace_s))
+        arq_settings.setdefault("job_completion_wait", self.settings.grace_s)
         # Nothing of ours goes through arq's serializer; should anything ever, it is not pickle.
         arq_settings.update(job_serializer=encode, job_deserializer=decode)
         super().__init__(functions, **arq_settings)
@@ -119,7 +130,7 @@ class Worker(ArqWorker):
     async def _drain(self) -> None:
         """Let running jobs finish within the grace, give the rest back, and see everything written."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._job_completion_wait or None):
+            async with asyncio.timeout(self._job_completion_wait):
                 await _first_of(self._until(lambda: not self.running), self._hurry.wait())
         for run in list(self.running.values()):
             run.stop("shutdown")
@@ -190,7 +201,7 @@ class Worker(ArqWorker):
         while not self._draining.is_set():
             want = self._want()
             if want <= 0:
-                if self.burst and 0 <= self.max_burst_jobs <= self._started():
+                if self.burst and 0 <= self.max_burst_jobs <= self._started() and not self.running:
                     return
                 self._slot_free.clear()
                 await self._slot_free.wait()
@@ -227,9 +238,9 @@ class Worker(ArqWorker):
 
     def _start(self, job: ClaimedJob) -> None:
         now = time.monotonic()
-        deadline = now + job.timeout_s
-        run = Run(job, self._table.hold(job.lease, now, deadline), deadline)
-        self.running[job.lease] = run
+        row = self._table.hold(job.lease, now, now + job.timeout_s)
+        ctx = self.ctx | {"job": job, "job_id": job.id, "job_try": job.attempts + 1}
+        self.running[job.lease] = run = Run(job, ctx, row, now)
         run.task = self.loop.create_task(self._run(run))
 
     # -- running one job: execute, outcome, commit
@@ -268,15 +279,16 @@ class Worker(ArqWorker):
         function = self.functions.get(name)
         if function is None:
             raise JobFailed("unknown_function", f"this worker has no function {name!r}")
-        ctx = self.ctx | {"job": job, "job_id": job.id, "job_try": job.attempts + 1}
-        if self.on_job_start:
-            await self.on_job_start(ctx)
+        run.limit(function.timeout_s, function.max_tries)
         given = (job,) if self._takes_job[name] else ()
         named = {} if self._takes_job[name] else spec.input
-        returned = await function.coroutine(ctx, *given, **named)
-        if self.on_job_end:
-            await self.on_job_end(ctx)
-        return _result(returned)
+        if self.on_job_start:
+            await self.on_job_start(run.ctx)
+        try:
+            return _result(await function.coroutine(run.ctx, *given, **named))
+        finally:
+            if self.on_job_end:
+                await self.on_job_end(run.ctx)
 
     async def _stored(self, outcome: Outcome) -> Outcome:
         if len(outcome.body) <= self.settings.inline_bytes:
@@ -290,10 +302,12 @@ class Worker(ArqWorker):
         if run.reason == "shutdown":
             return Outcome.release(run.job, run.seq)
         if run.reason == "timeout":
-            return self._failed(run, JobFailed("timeout", f"it ran longer than {run.job.timeout_s:g} s"))
+            return self._failed(run, JobFailed("timeout", f"it ran longer than {run.deadline - run.since:g} s"))
         return self._failed(run, JobFailed("error", "the job function cancelled itself", True))
 
     def _failed(self, run: Run, failure: JobFailed) -> Outcome:
+        if run.job.attempts + 1 >= run.tries:
+            failure = JobFailed(failure.code, failure.message)
         return Outcome.failed(run.job, run.seq, failure, self.settings)
 
     def _settle(self, run: Run, outcome: Outcome | None = None) -> None:
@@ -305,7 +319,7 @@ class Worker(ArqWorker):
             self._count(outcome)
         self._slot_free.set()
         if self.after_job_end:
-            self.loop.create_task(self.after_job_end(self.ctx | {"job": run.job, "job_id": run.job.id}))
+            self.loop.create_task(self.after_job_end(run.ctx))
 
     def _count(self, outcome: Outcome) -> None:
         if outcome.kind in ("completed", "incomplete"):
@@ -321,8 +335,9 @@ class Worker(ArqWorker):
         """Append an event to a running job's stream; written in order, together with those of other jobs."""
         run = self.running.get(job.lease)
         if run is not None:
+            encoded = encode(data)  # first: data that cannot be encoded must not use up a number
             run.seq += 1
-            await self.outbox.add_event(Event(job, run.seq, event, encode(data)))
+            await self.outbox.add_event(Event(job, run.seq, event, encoded))
 
     async def _emitted(self, job: ClaimedJob) -> list[dict[str, Any]]:
         return await patiently(self.results.emitted, job.id)  # type: ignore[no-any-return]
@@ -373,8 +388,20 @@ class Worker(ArqWorker):
     async def _tick(self, job: CronJob, tick: datetime) -> None:
         # The key is the tick: however many workers have this cron job, one of them submits it.
         kind, _, model = self.queue_name.partition(":")
-        spec = JobSpec(kind=kind, model=model, input={}, user="cron", function=job.name)
-        await patiently(self.queue.submit, spec, Key(f"cron {job.name} {int(tick.timestamp() * 1000)}", ""))
+        spec = JobSpec(
+            kind=kind,
+            model=model,
+            input={},
+            user="cron",
+            function=job.name,
+            timeout_s=job.timeout_s,
+            max_attempts=job.max_tries,
+        )
+        key = Key(f"cron {job.name} {int(tick.timestamp() * 1000)}", "")
+        try:
+            await patiently(self.queue.submit, spec, key)
+        except QueueFull as full:
+            log.warning("cron job %s: the tick at %s is left out: %s", job.name, tick, full)
 
 
 def create_worker(settings_cls: Any, **kwargs: Any) -> Worker:

@@ -1,7 +1,7 @@
 -- claim: hand a worker up to `want` ready jobs: lanes by weight, users by virtual time, and a lease on each.
 -- KEYS[1] shard prefix
 -- ARGV    queue, worker, request number, want, lease_ms, retention_ms, events_kept
--- returns per job: {id, claims, attempts, sequence number, entry, lane, user, timeout_ms, work}
+-- returns per job: {id, claims, attempts, sequence number, entry, lane, user, timeout_ms, work, max_attempts}
 -- atomic because a job must have its lease the moment it leaves the queue. The request number makes a retry after a
 --         lost reply return the same jobs; without it they would stand in progress with nobody to run them.
 -- include job.lua
@@ -10,11 +10,13 @@ local LEASE_MS, RETENTION_MS, EVENTS_KEPT = tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local WEIGHTS = {high = 16, normal = 4, low = 1}
 local COST = 1 -- of a job, over WEIGHT of its user: both come with the tenants issue (design, section 5)
 local q = at(queue)
-local FIELDS = {'state', 'claims', 'attempts', 'work', 'timeout', 'history', 'expires', 'user', 'entry'}
+local FIELDS = {'state', 'claims', 'attempts', 'work', 'timeout', 'history', 'expires', 'user', 'entry', 'tries'}
 local taken, leases, held = {}, {}, {}
+local budget = want + 1000 -- entries to look at: thousands of expired ones must not keep Redis busy in one call
 
 local function answer(id, job, lane, seq)
-  return {id, tonumber(job[2] or 0), tonumber(job[3] or 0), seq, job[9], lane, job[8], tonumber(job[5]), job[4]}
+  return {id, tonumber(job[2] or 0), tonumber(job[3] or 0), seq, job[9], lane, job[8], tonumber(job[5]), job[4],
+    tonumber(job[10])}
 end
 
 local function lease(id, job, lane)
@@ -34,12 +36,14 @@ end
 
 -- Lease a job that was just read; 1 if it was, 0 if it must not be run.
 local function take(id, entry, stream, lane)
+  budget = budget - 1
   local job = redis.call('HMGET', P .. 'job:' .. id, unpack(FIELDS))
-  if job[1] == 'queued' and tonumber(job[7]) > NOW then
+  local waits = job[1] == 'queued' and job[9] == entry -- with another entry it was given back while its group was lost
+  if waits and tonumber(job[7]) > NOW then
     lease(id, job, lane)
     return 1
   end
-  if job[1] == 'queued' then
+  if waits then
     end_job(id, 'expired', 'expired', 'its time to live ended before a worker was free', RETENTION_MS)
   elseif job[1] == 'in_progress' and job[9] == entry then
     return 0 -- a recreated group reads again what somebody is running: leave it alone
@@ -56,7 +60,7 @@ end
 
 local function take_returned(lane, k)
   local got = 0
-  while got < k do
+  while got < k and budget > 0 do
     local id = redis.call('LPOP', q .. lane .. ':returned')
     if not id then return got end
     local place = redis.call('HMGET', P .. 'job:' .. id, 'user', 'entry')
@@ -98,7 +102,7 @@ end
 
 local function take_users(lane, k)
   local got, key, now_at = 0, q .. lane .. ':users', nil
-  while got < k do
+  while got < k and budget > 0 do
     local users = redis.call('ZRANGE', key, 0, k - got - 1, 'WITHSCORES')
     if #users == 0 then break end
     local moved = {}
@@ -109,7 +113,9 @@ local function take_users(lane, k)
         local ran = 0
         for _, entry in ipairs(entries) do ran = ran + take(entry[2][2], entry[1], stream, lane) end
         got = got + ran
-        if ran > 0 then now_at = math.max(now_at or 0, user.time + (ran - 1) * COST) end
+        -- The clock is where the last served user stands now. Were it where he stood before, a user who leaves and
+        -- comes back with one job at a time would always be first.
+        if ran > 0 then now_at = math.max(now_at or 0, user.time + ran * COST) end
         if #entries < user.n then
           redis.call('ZREM', key, user.user)
           drop_if_empty(q, lane, user.user)
@@ -167,7 +173,7 @@ local function claim()
     'depth:high', 'depth:normal', 'depth:low')
   local credit, got = {high = tonumber(meta[1] or 0), normal = tonumber(meta[2] or 0), low = tonumber(meta[3] or 0)}, 0
   local writes = {}
-  while got < want do
+  while got < want and budget > 0 do
     local lanes = {}
     for i, lane in ipairs(LANES) do
       if has_work(lane) then
@@ -189,8 +195,8 @@ local function claim()
     append(writes, 'claimed', NOW)
     for _, lane in ipairs(LANES) do append(writes, 'credit:' .. lane, credit[lane]) end
     redis.call('ZADD', q .. 'leases', unpack(leases))
-    if got == want then ring(q) end -- the baton: perhaps there is more, for another worker
   end
+  if got == want or budget <= 0 then ring(q) end -- the baton: perhaps there is more, for another worker
   if #writes > 0 then redis.call('HSET', q .. 'meta', unpack(writes)) end
   redis.call('SET', q .. 'claimed:' .. worker, request .. ' ' .. table.concat(held, ' '), 'PX', 600000)
 end

@@ -24,6 +24,7 @@ end
 local function stop(id, state, job, seq, field, body, usage, claims)
   local record = {'state', state, 'history', move(id, q, job[3], state, seq), 'by', claims, field, body}
   if usage ~= '' then append(record, 'usage', usage) end
+  if state == 'failed' then append(record, 'attempts', (job[4] or 0) + 1) end
   redis.call('HSET', P .. 'job:' .. id, unpack(record))
   redis.call('PEXPIRE', P .. 'job:' .. id, RETENTION_MS)
   if claims ~= '1' or seq > tonumber(string.match(job[3], '(%d+)%a%d+$')) + 1 then -- it has token events
@@ -36,11 +37,10 @@ end
 -- A handled failure: another attempt after a pause, or the end.
 local function retry(id, job, seq, body, delay_ms, claims)
   local attempts = (job[4] or 0) + 1
-  redis.call('HSET', P .. 'job:' .. id, 'attempts', attempts)
   if attempts >= tonumber(job[5]) then return stop(id, 'failed', job, seq, 'error', body, '', claims) end
   local due = NOW + delay_ms
   redis.call('HSET', P .. 'job:' .. id, 'state', 'scheduled', 'history', move(id, q, job[3], 'scheduled', seq),
-    'by', claims, 'error', body, 'due', due)
+    'by', claims, 'error', body, 'due', due, 'attempts', attempts)
   schedule(id, due)
 end
 
