@@ -171,7 +171,7 @@ local function schedule(id, due)
   end
 end
 
--- Write what was gathered: places of users, bells, counters, and one entry with all state events.
+-- Write what was gathered: places of users, bells, counters, and the state events.
 local function finish(events_kept)
   for q, lanes in pairs(readied) do
     for lane, got in pairs(lanes) do
@@ -188,5 +188,8 @@ local function finish(events_kept)
   for q, fields in pairs(tally) do
     for field, by in pairs(fields) do redis.call('HINCRBY', q .. 'counts', field, by) end
   end
-  if #events > 0 then redis.call('XADD', P .. 'events', 'MAXLEN', '~', events_kept, '*', unpack(events)) end
+  for first = 1, #events, 2000 do -- Lua cannot unpack more than about 8,000 values
+    local last = math.min(first + 1999, #events)
+    redis.call('XADD', P .. 'events', 'MAXLEN', '~', events_kept, '*', unpack(events, first, last))
+  end
 end
