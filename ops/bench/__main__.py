@@ -1,0 +1,65 @@
+"""`python -m ops.bench queue|generation|embedding|report`: measure, print, and keep the result as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from common.errors import JarvisError
+from ops.bench import embedding, generation, machine, queues, report
+from ops.bench.servers import BenchFailed
+
+BENCHMARKS: dict[str, tuple[Any, str]] = {
+    "queue": (queues, "no-op jobs: throughput, latency and idle cost beside the peers"),
+    "generation": (generation, "tokens/s and time to first token: engine alone, whole API, vLLM's own server"),
+    "embedding": (embedding, "texts/s: one call of sentence-transformers, and jobs through the API"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m ops.bench",
+        description="Measure Jarvis on this machine. Everything is started by the benchmark itself, on free ports and"
+        " in temporary folders. Rounds are interleaved; the last line has the medians of same-round ratios.",
+    )
+    commands = made.add_subparsers(dest="benchmark", required=True, metavar="queue|generation|embedding|report")
+    for name, (module, text) in BENCHMARKS.items():
+        command = commands.add_parser(
+            name, help=text, description=module.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        module.add_arguments(command)
+        command.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured here")
+    tables = commands.add_parser("report", help="result files to the markdown tables of ops/docs/benchmarks.md")
+    tables.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one benchmark; returns the exit code."""
+    options = parser().parse_args(argv)
+    if options.benchmark == "report":
+        report.main(options.files)
+        return 0
+    command = shlex.join(["python", "-m", "ops.bench", *(sys.argv[1:] if argv is None else argv)])
+    about = machine.describe()
+    print(f"{command}\n" + "\n".join(machine.lines(about)), flush=True)
+    module = BENCHMARKS[options.benchmark][0]
+    try:
+        measured = module.run(options)
+    except (BenchFailed, JarvisError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    document = {"benchmark": options.benchmark, "command": command, "machine": about, **measured}
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    module.show(document)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""An engine alone, in a process of its own: no queue, no HTTP, the same class as the worker's, on the same loop.
+
+`python -m ops.bench.direct KIND CATALOGUE` loads the model and then answers each line of JSON with one. The engine is
+looked up by its name, as the Procfile names programs: nothing here builds on the workers' code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from common.catalogue import Catalogue, Model
+from ops.bench.machine import ROOT
+from ops.bench.servers import BenchFailed
+
+ENGINE = "workers.engines:generation_engine"
+REQUEST = "workers.engines.protocol:GenerationRequest"
+
+
+class Direct:
+    """The measuring process' end of it."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self._process = process
+        self._log = log
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls, command: list[str], folder: Path) -> Iterator[Self]:
+        """A process that has said `ready`; it is gone afterwards."""
+        log = folder / "direct.log"
+        with log.open("ab") as errors:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=folder,
+            )
+        direct = cls(process, log)
+        try:
+            direct.read()
+            yield direct
+        finally:
+            direct.stop()
+
+    def ask(self, question: dict[str, Any]) -> Any:
+        """Its answer to one line."""
+        assert self._process.stdin is not None, "opened with PIPE"
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return self.read()
+
+    def read(self) -> Any:
+        """Its next line that is JSON: libraries print what they like."""
+        assert self._process.stdout is not None, "opened with PIPE"
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise BenchFailed(f"the engine's process ended:\n{self._log.read_text(errors='replace')[-2000:]}")
+
+    def stop(self) -> None:
+        """Close its input, which ends it."""
+        assert self._process.stdin is not None, "opened with PIPE"
+        self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def generation_command(catalogue: Path) -> list[str]:
+    """The command of a process with the catalogue's generation model."""
+    return [sys.executable, "-m", "ops.bench.direct", str(catalogue)]
+
+
+async def serve(model: Model) -> None:
+    """Load the engine, answer questions until the input ends."""
+    engine = pkgutil.resolve_name(ENGINE)(model)
+    await engine.start()
+    print("{}", flush=True)
+    try:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            print(json.dumps(await _answer(engine, json.loads(line))), flush=True)
+    finally:
+        await engine.stop()
+
+
+async def _answer(engine: Any, question: dict[str, Any]) -> dict[str, Any]:
+    # `question` has prompts, max_tokens, name; all prompts are given to the engine at once.
+    requests = [
+        pkgutil.resolve_name(REQUEST)(prompt=prompt, max_tokens=question["max_tokens"], sampling={"temperature": 0.0})
+        for prompt in question["prompts"]
+    ]
+    started = time.perf_counter()
+    runs = [_run(engine, f"{question['name']}-{i}", request, started) for i, request in enumerate(requests)]
+    done = await asyncio.gather(*runs)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "tokens": sum(tokens for tokens, _ in done), "first_s": [first for _, first in done]}
+
+
+async def _run(engine: Any, name: str, request: Any, started: float) -> tuple[int, float]:
+    tokens, first = 0, 0.0
+    async for delta in engine.generate(name, request):
+        if not tokens and delta.token_ids:
+            first = time.perf_counter() - started
+        tokens += len(delta.token_ids)
+    return tokens, first
+
+
+def main(catalogue: str) -> None:
+    """Serve the first generation model of a catalogue, on the worker's event loop."""
+    import uvloop
+
+    uvloop.run(serve(Catalogue.load(catalogue).of_kind("generation")[0]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,192 @@
+"""`python -m ops.bench generation`: what the queue costs a language model.
+
+The same prompts go, in turn, straight to the engine class that the worker uses, through the whole API, and to
+vLLM's own OpenAI server with the same settings. All three are loaded; no two of them work at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common.catalogue import Catalogue, Model
+from common.settings import load_settings
+from ops.bench import figures, loads
+from ops.bench.direct import Direct, generation_command
+from ops.bench.formation import formation, write_catalogue
+from ops.bench.report import tables
+from ops.bench.servers import Program, free_port, until
+from ops.ready import read_json
+
+READY_LIMIT_S = 300.0
+#: The arguments of our engine class that decide its speed; vLLM's server gets the same.
+ARGUMENTS: dict[str, Any] = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "disable_log_stats": True}
+ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `generation`."""
+    parser.add_argument("--model", default="demo", help="alias in the catalogue; its weights must be a local folder")
+    parser.add_argument("--concurrency", type=int, default=64, help="prompts at once")
+    parser.add_argument("--max-tokens", type=int, default=128, help="tokens of every answer")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
+    parser.add_argument("--singles", type=int, default=20, help="single streams a round, for the first token")
+    parser.add_argument("--no-server", action="store_true", help="leave vLLM's own server out")
+    parser.add_argument("--aof", choices=("everysec", "no", "always"), default="everysec", help="of Redis")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure; returns rounds, medians, ratios and errors."""
+    model = Catalogue.load(load_settings().catalogue).get("generation", options.model)
+    with tempfile.TemporaryDirectory(prefix="jarvis-bench-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        model = replace(model, weights=str(endless(Path(model.weights_path()), folder / "model")))
+        places = _places(model, folder, options, stack)
+        rounds = asyncio.run(_rounds(places, options))
+    settings = {"concurrency": options.concurrency, "max_tokens": options.max_tokens, **ARGUMENTS, **model.options}
+    return {
+        "settings": settings,
+        "rounds": rounds,
+        "medians": figures.medians(rounds),
+        "ratios": ratios(rounds),
+        "errors": [],
+    }
+
+
+def _places(
+    model: Model, folder: Path, options: argparse.Namespace, stack: contextlib.ExitStack
+) -> dict[str, loads.Place]:
+    print("loading the engine", flush=True)
+    command = generation_command(write_catalogue(folder, model))
+    places: dict[str, loads.Place] = {"direct": loads.Engine(stack.enter_context(Direct.started(command, folder)))}
+    print("starting the formation", flush=True)
+    places["api"] = loads.Api(stack.enter_context(formation(model, options.aof)).port, model.alias)
+    if not options.no_server:
+        print("starting vLLM's own server", flush=True)
+        places["server"] = loads.Server(stack.enter_context(_server(model, folder)), model.alias)
+    return places
+
+
+async def _rounds(places: Mapping[str, loads.Place], options: argparse.Namespace) -> list[dict[str, Any]]:
+    prompts = loads.prompts(options.concurrency)
+    for place in places.values():  # every path once before anything counts
+        await _measure(place, prompts, options.max_tokens, 3)
+    names, rounds = list(places), []
+    for number in range(options.rounds):
+        start = number % len(names)
+        found = {}
+        for name in [*names[start:], *names[:start]]:
+            found[name] = await _measure(places[name], prompts, options.max_tokens, options.singles)
+            print(f"round {number + 1}: {name}: {_told(found[name])}", flush=True)
+        rounds.append(found)
+    return rounds
+
+
+async def _measure(place: loads.Place, prompts: list[str], max_tokens: int, singles: int) -> dict[str, Any]:
+    whole = await place.whole(prompts, max_tokens)
+    streamed = await place.streamed(prompts, max_tokens)
+    first = [1000 * await place.first_token_s(prompts[i % len(prompts)], max_tokens) for i in range(singles)]
+    return {
+        "tokens": whole.tokens,
+        "tokens_s": whole.tokens / whole.seconds,
+        "stream_tokens_s": streamed.tokens / streamed.seconds,
+        "first_token_ms": figures.percentile(first, 50),
+        "first_token_p99_ms": figures.percentile(first, 99),
+    }
+
+
+def ratios(rounds: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Tokens/s through the API over those of the engine and the server; milliseconds added to the first token."""
+    added = [one["api"]["first_token_ms"] - one["direct"]["first_token_ms"] for one in rounds]
+    beside = {"direct": ["direct"], "server": ["server"]}
+    found = {f"vs_{name}": figures.ratio(rounds, "api", "tokens_s", them) for name, them in beside.items()}
+    found["ttft_added_ms"] = statistics.median(added)
+    for name, them in beside.items():
+        found[f"vs_{name}_streams"] = figures.ratio(rounds, "api", "stream_tokens_s", them)
+    return found
+
+
+def endless(weights: Path, folder: Path) -> Path:
+    """A copy of the model whose end token is one it never says, so that every answer has as many tokens as asked.
+
+    It is what `ignore_eos` does, for three places of which one (our API) does not offer it.
+    """
+    shutil.copytree(weights, folder)
+    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
+    ends = _ends(folder)
+    other = next((token for token in tokens if token["special"] and token["id"] not in ends), None)
+    if other is not None:
+        _set(folder / "config.json", "eos_token_id", other["id"])
+        _set(folder / "generation_config.json", "eos_token_id", other["id"])
+        _set(folder / "tokenizer_config.json", "eos_token", other["content"])
+    return folder
+
+
+def _ends(folder: Path) -> set[int]:
+    value = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    return set(value) if isinstance(value, list) else {value}
+
+
+def _set(file: Path, name: str, value: Any) -> None:
+    if file.exists():
+        document = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps({**document, name: value}), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _server(model: Model, folder: Path) -> Iterator[int]:
+    port = free_port()
+    own = {"model": model.weights_path(), "served_model_name": model.alias, "max_model_len": model.max_model_len}
+    arguments = {**own, "host": "127.0.0.1", "port": port, **ARGUMENTS, **model.options}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
+    program = Program("server", command, ENVIRONMENT, folder)
+    try:
+
+        def ready() -> bool:
+            program.check()
+            return read_json(f"http://127.0.0.1:{port}/v1/models") is not None
+
+        until(ready, READY_LIMIT_S, "vLLM's server did not start")
+        yield port
+    finally:
+        program.stop()
+
+
+def _flags(arguments: Mapping[str, Any]) -> list[str]:
+    flags = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", str(value)]
+    return flags
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['tokens_s']:,.0f} tokens/s, streams {row['stream_tokens_s']:,.0f}, first token"
+        f" {row['first_token_ms']:.1f} ms ({row['tokens']} tokens)"
+    )
+
+
+def show(document: dict[str, Any]) -> None:
+    """Print the table and, last, the ratios."""
+    print(f"\n{tables(document)}\n{figures.last_line(document['ratios'])}")

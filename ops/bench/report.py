@@ -1,0 +1,102 @@
+"""Result files to markdown: `python -m ops.bench report FILE...` prints every table of the benchmarks page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ops.bench import machine
+
+#: (field, title, decimals)
+Column = tuple[str, str, int]
+QUEUE: tuple[Column, ...] = (
+    ("jobs_s", "no-op jobs/s", 0),
+    ("p50", "idle p50 ms", 2),
+    ("p99", "idle p99 ms", 2),
+    ("enq_single", "submit 1-by-1 /s", 0),
+    ("enq_batch", "submit batch /s", 0),
+    ("cmds", "commands/job", 1),
+    ("reads", "reads/job", 2),
+    ("redis_cpu_1k", "redis CPU s/1k", 3),
+    ("worker_cpu_1k", "worker CPU s/1k", 3),
+)
+IDLE: tuple[Column, ...] = (
+    ("workers", "idle workers", 0),
+    ("commands_s", "commands/s", 1),
+    ("worker_cpu_percent", "workers' CPU %", 1),
+    ("redis_cpu_percent", "redis CPU %", 1),
+)
+GENERATION: tuple[Column, ...] = (
+    ("tokens_s", "tokens/s, whole answers", 0),
+    ("stream_tokens_s", "tokens/s, streams", 0),
+    ("first_token_ms", "first token p50 ms, idle", 1),
+    ("first_token_p99_ms", "p99 ms", 1),
+)
+EMBEDDING: tuple[Column, ...] = (("texts_s", "texts/s", 0), ("seconds", "seconds", 2))
+
+
+def main(files: Sequence[Path]) -> None:
+    """Print one section a file."""
+    print("\n\n".join(section(json.loads(file.read_text(encoding="utf-8"))) for file in files))
+
+
+def section(document: Mapping[str, Any]) -> str:
+    """One result file as markdown: command, machine, tables, ratios."""
+    parts = [
+        f"### {document['benchmark']}",
+        f"`{document['command']}`",
+        "\n".join(f"{line.strip()}  " for line in machine.lines(document["machine"])).rstrip(),
+        tables(document),
+        "Medians of same-round ratios: " + ", ".join(_ratio(*pair) for pair in document["ratios"].items()) + ".",
+    ]
+    if document["errors"]:
+        parts.append("Not measured: " + "; ".join(error.splitlines()[0] for error in document["errors"]) + ".")
+    return "\n\n".join(parts)
+
+
+def tables(document: Mapping[str, Any]) -> str:
+    """The tables of one result."""
+    if document["benchmark"] == "queue":
+        return queue_table(document)
+    columns = GENERATION if document["benchmark"] == "generation" else EMBEDDING
+    return table(document["medians"], columns, _spread(document["rounds"], columns[0][0]), columns[0][1])
+
+
+def queue_table(document: Mapping[str, Any]) -> str:
+    """Throughput and latency of every row, and what idling costs."""
+    out = table(document["medians"], QUEUE, _spread(document["rounds"], "jobs_s"), "jobs/s")
+    return out + ("\n\n" + table(document["idle"], IDLE) if document["idle"] else "")
+
+
+def table(
+    rows: Mapping[str, Mapping[str, Any]],
+    columns: Sequence[Column],
+    spread: Mapping[str, str] | None = None,
+    what: str = "",
+) -> str:
+    """A markdown table; a figure that is not there is a dash."""
+    titles = ["", *(title for _, title, _ in columns), *([f"min-max {what}"] if spread else [])]
+    lines = ["| " + " | ".join(titles) + " |", "|---" + "|---:" * (len(titles) - 1) + "|"]
+    for name, row in rows.items():
+        cells = [name, *(_cell(row.get(field), decimals) for field, _, decimals in columns)]
+        lines.append("| " + " | ".join([*cells, *([spread.get(name, "-")] if spread else [])]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:,.{decimals}f}"
+
+
+def _spread(rounds: Sequence[Mapping[str, Mapping[str, Any]]], field: str) -> dict[str, str]:
+    found: dict[str, list[float]] = {}
+    for one in rounds:
+        for name, row in one.items():
+            if row.get(field) is not None:
+                found.setdefault(name, []).append(row[field])
+    return {name: f"{min(values):,.0f}-{max(values):,.0f}" for name, values in found.items()}
+
+
+def _ratio(name: str, value: float | None) -> str:
+    return f"`{name}` {'none' if value is None else f'{value:.2f}'}"

@@ -1,0 +1,151 @@
+"""The processes that a benchmark starts: a Redis of its own in a folder of its own, and programs it can stop.
+
+Whatever is started here runs in a session of its own and is gone when the `with` block ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, Self
+
+import redis
+
+from ops.bench.machine import ROOT
+from ops.embedded_redis import config_arguments, find_redis_server
+
+Aof = Literal["everysec", "no", "always"]
+TICK = os.sysconf("SC_CLK_TCK")
+START_LIMIT_S = 15.0
+
+
+class BenchFailed(Exception):
+    """A measurement could not be taken; the message says why."""
+
+
+def until(done: Callable[[], bool], limit_s: float, otherwise: str) -> None:
+    """Look every 20 ms until it is so; BenchFailed when it is not so in time."""
+    deadline = time.monotonic() + limit_s
+    while not done():
+        if time.monotonic() > deadline:
+            raise BenchFailed(otherwise)
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class RedisServer:
+    """A redis-server with nothing in it. `aof` is appendfsync; "no" means that there is no append-only file at all."""
+
+    def __init__(self, aof: Aof = "everysec") -> None:
+        self.port = free_port()
+        self._folder = tempfile.TemporaryDirectory(prefix="jarvis-bench-redis-")
+        config = {"port": str(self.port), "bind": "127.0.0.1", "save": "", "dir": self._folder.name}
+        config["appendonly"] = "no" if aof == "no" else "yes"
+        if aof != "no":
+            config["appendfsync"] = aof
+        command = [find_redis_server(), *config_arguments(config)]
+        self.p = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self.client = redis.Redis(port=self.port)
+        until(self._answers, START_LIMIT_S, "redis-server did not start")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """The address of its database 0."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def stop(self) -> None:
+        """End it and delete its data."""
+        self.client.close()
+        self.p.kill()  # its data is not needed
+        self.p.wait()
+        self._folder.cleanup()
+
+    def calls(self) -> dict[str, int]:
+        """How often each command ran since the start or the last reset, those inside scripts too."""
+        stats = self.client.info("commandstats")
+        return {name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()}  # type: ignore[union-attr]
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except redis.exceptions.ConnectionError:
+            return False
+
+
+class Program:
+    """One process of ours, with everything it prints in a log file."""
+
+    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str], folder: Path) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                list(command),
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                start_new_session=True,
+            )
+
+    def check(self) -> None:
+        """Raise BenchFailed with the end of its log when it has died."""
+        if self.process.poll() is not None:
+            tail = self.log.read_text(errors="replace")[-2000:]
+            raise BenchFailed(f"{self.name} ended with {self.process.returncode}:\n{tail}")
+
+    def stop(self, grace_s: float = 15.0) -> None:
+        """End it in order; kill what is left of its session."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(grace_s)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def tree_cpu_s(pids: Sequence[int]) -> float:
+    """CPU seconds of these processes and of all that descend from them and live."""
+    rows: dict[int, tuple[int, float]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (row := _stat(entry)):
+            rows[int(entry.name)] = row
+    return sum(cpu for pid, (_, cpu) in rows.items() if _descends(pid, set(pids), rows))
+
+
+def _stat(entry: Path) -> tuple[int, float] | None:
+    try:
+        fields = (entry / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[1]), sum(map(int, fields[11:15])) / TICK  # parent; with children that have ended
+
+
+def _descends(pid: int, roots: set[int], rows: dict[int, tuple[int, float]]) -> bool:
+    while pid in rows:
+        if pid in roots:
+            return True
+        pid = rows[pid][0]
+    return False
