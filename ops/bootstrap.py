@@ -137,7 +137,9 @@ def install_uv(python: Path) -> list[str]:
     """Install uv into `.venv` with pip and return how to call it there."""
     if not succeeds([str(python), "-m", "pip", "install", "--quiet", "uv"]):
         raise SystemExit("bootstrap: pip could not install uv; its message is above")
-    return [str(python), "-m", "uv", "pip", "install", "--quiet", "--python", str(python)]
+    # Compiled once here: the engines import thousands of modules, in every worker and in every engine process, and
+    # where bytecode is not written (PYTHONDONTWRITEBYTECODE) each of them would compile those again.
+    return [str(python), "-m", "uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python)]
 
 
 def install_locked(python: Path, uv: list[str]) -> None:
