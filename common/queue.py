@@ -62,7 +62,8 @@ class Outcome:
     @classmethod
     def failed(cls, job: ClaimedJob, seq: int, error: JobFailed, settings: Settings) -> Outcome:
         """It failed in a way that was handled: another attempt, or the end."""
-        body = encode(JobError(error.code, error.message))
+        message = error.message.encode("utf-8", "replace").decode()  # a lone surrogate has no encoding
+        body = encode(JobError(error.code, message))
         if not error.retryable:
             return cls(job, "failed", seq, body)
         delay_s = backoff_s(job.attempts, settings) if error.delay_s is None else error.delay_s

@@ -1,0 +1,163 @@
+"""Events that a job emits: in order, once, before its end, and only while the lease is its worker's."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import workers.outbox
+from common.errors import JobFailed
+from common.jobs import ClaimedJob, JobResult
+from common.queue import Event
+from common.scripts import execute
+from tests.worker.place import Place, until
+
+
+def texts(events: list[Any]) -> list[str]:
+    return [event.data["text"] for event in events if event.event == "token"]
+
+
+async def test_events_are_numbered_in_order_between_the_states(place: Place) -> None:
+    async def work(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
+        for n in range(300):
+            await ctx["emit"](job, "token", {"text": str(n), "ids": [n]})
+            if n % 50 == 0:
+                await asyncio.sleep(0)
+        await ctx["emit"](job, "progress", {"done": 1})
+        return JobResult({"text": "all"})
+
+    await place.worker(work, max_jobs=4)
+    jobs = await place.submit_many(6)
+    await place.ends(jobs)
+    for job in jobs:
+        events = await place.results.events(job)
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert texts(events) == [str(n) for n in range(300)]
+        assert [event.data["status"] for event in events if event.event == "state"] == [
+            "queued",
+            "in_progress",
+            "completed",
+        ]
+        assert events[-2].event == "progress"
+
+
+async def test_a_follower_sees_what_the_worker_emits_while_it_runs(place: Place) -> None:
+    go = asyncio.Event()
+
+    async def work(ctx: dict[str, Any], job: ClaimedJob) -> str:
+        await ctx["emit"](job, "token", {"text": "first", "ids": [1]})
+        await go.wait()
+        await ctx["emit"](job, "token", {"text": "second", "ids": [2]})
+        return "done"
+
+    await place.worker(work)
+    job = await place.submit()
+    seen = []
+    async for event in place.results.follow(job):
+        seen.append(event)
+        if texts([event]) == ["first"]:
+            go.set()
+    assert texts(seen) == ["first", "second"]
+    assert [event.seq for event in seen] == [1, 2, 3, 4, 5]
+
+
+async def test_events_of_a_lost_lease_are_not_written_and_stop_the_run(place: Place) -> None:
+    stopped = asyncio.Event()
+
+    async def work(ctx: dict[str, Any], job: ClaimedJob) -> None:
+        try:
+            while True:
+                await ctx["emit"](job, "token", {"text": "x", "ids": [1]})
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            stopped.set()
+            raise
+
+    worker = await place.worker(work)
+    job = await place.submit()
+    await place.status(job, "in_progress")
+    # Another delivery of the same job, as after a rescue: what the first one writes now must be refused.
+    await execute(place.queue.redis, "HSET", f"{place.queue.keys.of_job(job)}job:{job}", "claims", 2)
+    before = len(await place.results.events(job))
+    await asyncio.wait_for(stopped.wait(), 5)
+    await until(lambda: not worker.running, "the slot is free")
+    assert len(await place.results.events(job)) <= before + 1
+
+
+async def test_what_an_earlier_delivery_emitted_can_be_read(place: Place) -> None:
+    place.schedule()
+
+    async def work(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
+        seen = await ctx["emitted"](job)
+        await ctx["emit"](job, "token", {"text": f"t{job.claims}", "ids": [job.claims]})
+        if job.claims == 1:
+            raise JobFailed("flaky", "again", retryable=True, delay_s=0)
+        return JobResult({"seen": seen})
+
+    await place.worker(work)
+    job = await place.submit()
+    await place.end(job)
+    assert await place.output(job) == {"seen": [{"text": "t1", "ids": [1]}]}
+    events = await place.results.events(job)
+    assert texts(events) == ["t1", "t2"]
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+
+
+async def test_an_event_that_cannot_be_encoded_uses_up_no_number(place: Place) -> None:
+    async def work(ctx: dict[str, Any], job: ClaimedJob) -> str:
+        with pytest.raises(TypeError):
+            await ctx["emit"](job, "token", {"text": object()})
+        await ctx["emit"](job, "token", {"text": "good", "ids": []})
+        return "done"
+
+    await place.worker(work)
+    job = await place.submit()
+    assert (await place.end(job)).status == "completed"
+    events = await place.results.events(job)
+    assert [event.seq for event in events] == [1, 2, 3, 4]
+
+
+async def test_a_job_that_emits_faster_than_redis_takes_waits(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers.outbox, "EVENTS_WAITING", 100)
+    emitted = 0
+    redis_is_back = asyncio.Event()
+
+    async def work(ctx: dict[str, Any], job: ClaimedJob) -> None:
+        nonlocal emitted
+        for n in range(1000):
+            await ctx["emit"](job, "token", {"text": str(n), "ids": [n]})
+            emitted += 1
+            await asyncio.sleep(0)
+
+    worker = await place.worker(work)
+    emit = worker.queue.emit
+
+    async def slow(queue: str, events: list[Event]) -> list[str]:
+        await redis_is_back.wait()
+        return await emit(queue, events)
+
+    worker.queue.emit = slow  # type: ignore[method-assign, assignment]
+    job = await place.submit()
+    await until(lambda: emitted > 50, "it emits")
+    await asyncio.sleep(0.2)  # time in which a fault would show
+    assert emitted <= 150
+    redis_is_back.set()
+    await place.end(job)
+    assert emitted == 1000
+    assert texts(await place.results.events(job)) == [str(n) for n in range(1000)]
+
+
+async def test_an_event_for_a_job_that_is_not_running_here_is_dropped(place: Place) -> None:
+    kept: list[ClaimedJob] = []
+
+    async def work(ctx: dict[str, Any], job: ClaimedJob) -> None:
+        kept.append(job)
+
+    worker = await place.worker(work)
+    job = await place.submit()
+    await place.end(job)
+    await until(lambda: not worker.running, "the slot is free")
+    await worker.emit(kept[0], "token", {"text": "late", "ids": []})
+    assert texts(await place.results.events(job)) == []

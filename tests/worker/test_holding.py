@@ -1,0 +1,103 @@
+"""A worker never holds more than it has slots for, and what it holds it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tests.worker.place import Gate, Place, until
+
+
+async def test_a_worker_holds_no_more_leases_and_entries_than_slots(place: Place) -> None:
+    most_leases = most_pending = done = 0
+
+    async def work(ctx: dict[str, Any]) -> None:
+        nonlocal most_leases, most_pending, done
+        most_leases = max(most_leases, await place.leases())
+        most_pending = max(most_pending, await place.pending())
+        done += 1
+
+    jobs = await place.submit_many(200)
+    worker = await place.worker(work, max_jobs=5)
+    await place.ends(jobs)
+    assert done == 200
+    assert 0 < most_leases <= 5
+    assert 0 < most_pending <= 5
+    await until(lambda: not worker.running, "all slots are free")
+
+
+async def test_all_slots_are_used_and_the_rest_waits(place: Place) -> None:
+    gate = Gate()
+    await place.submit_many(12)
+    await place.worker(gate.function, max_jobs=7)
+    await until(lambda: gate.now == 7, "all slots are in use")
+    await asyncio.sleep(0.2)  # time in which a fault would show
+    assert (await place.leases(), await place.pending()) == (7, 7)
+    gate.open.set()
+    await until(lambda: len(gate.started) == 12, "the rest")
+    assert gate.most == 7
+
+
+async def test_jobs_are_claimed_in_chunks_of_a_third_of_the_slots(place: Place) -> None:
+    gate = Gate()
+    gate.open.set()
+    wants: list[int] = []
+    jobs = await place.submit_many(30)
+    worker = place.make(gate.function, max_jobs=9, burst=True)
+    worker_main = asyncio.create_task(worker.async_run())
+    await until(lambda: hasattr(worker, "queue"), "the worker has a queue")
+    claim = worker.queue.claim
+
+    async def noted(queue: str, name: str, count: int, request: int) -> Any:
+        wants.append(count)
+        return await claim(queue, name, count, request)
+
+    worker.queue.claim = noted  # type: ignore[method-assign]
+    await place.ends(jobs)
+    await worker_main
+    await worker.close()
+    assert max(wants) == 3
+
+
+async def test_one_slot_is_enough(place: Place) -> None:
+    gate = Gate()
+    gate.open.set()
+    jobs = await place.submit_many(5)
+    await place.worker(gate.function, max_jobs=1)
+    await place.ends(jobs)
+    assert gate.most == 1
+
+
+async def test_a_slot_is_free_only_when_the_end_of_its_job_is_stored(place: Place) -> None:
+    gate = Gate()
+    gate.open.set()
+    worker = await place.worker(gate.function, max_jobs=1)
+    held = asyncio.Event()
+    commit = worker.queue.commit
+
+    async def slow(*args: Any) -> Any:
+        await held.wait()
+        return await commit(*args)
+
+    worker.queue.commit = slow  # type: ignore[method-assign]
+    jobs = await place.submit_many(2)
+    await until(lambda: len(gate.started) == 1, "the first job")
+    await asyncio.sleep(0.2)  # time in which a fault would show
+    assert gate.started == jobs[:1]
+    assert await place.leases() == 1
+    held.set()
+    await place.ends(jobs)
+
+
+async def test_an_idle_worker_is_woken_by_the_bell(place: Place) -> None:
+    gate = Gate()
+    gate.open.set()
+    await place.worker(gate.function)
+    await place.end(await place.submit())
+    loop = asyncio.get_running_loop()
+    took: list[float] = []
+    for _ in range(10):
+        started = loop.time()
+        await place.end(await place.submit())
+        took.append(loop.time() - started)
+    assert sorted(took)[5] < 0.1, took
