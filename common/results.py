@@ -161,15 +161,18 @@ class Results:
         """
         self._of(job_id)
         async with self.wakes.listen(job_id) as wake:
+            over = False
             while True:
                 wake.clear()
                 events = await self._patiently(job_id, after)
                 for event in events:
                     yield event
                     after = event.seq
-                if _ended(events) or (not events and await self._over(job_id)):
+                if _ended(events) or (over and not events):
                     return
-                if not events:
+                # It may have ended since the events were read: then they are read once more before leaving.
+                over = not events and await self._over(job_id)
+                if not events and not over:
                     with suppress(TimeoutError):  # the look every few seconds is a safety net, not the mechanism
                         await asyncio.wait_for(wake.wait(), self.settings.bell_timeout_s)
 
