@@ -32,6 +32,9 @@ async def make_world(kind: str, url: str, tmp_path: Path) -> AsyncIterator[MakeW
     worlds: list[World] = []
     fake = fakeredis.FakeServer(version=(7,))
 
+    def connect(settings: Settings) -> redis.Redis:
+        return fakeredis.FakeAsyncRedis(server=fake) if kind == "fakeredis" else scripts.connect(settings)
+
     def make(**values: object) -> World:
         settings = Settings(**{"redis_url": url, "data_dir": tmp_path} | values)  # type: ignore[arg-type]
         client: redis.Redis = (

@@ -11,7 +11,7 @@ from common.errors import IdempotencyMismatch, NotAllowedNow, NotFound, QueueFul
 from common.jobs import JobSpec
 from common.keys import new_job_id
 from common.queue import Key
-from common.scripts import run
+from common.scripts import execute, run
 from common.states import State
 from tests.conformance.world import QUEUE, MakeWorld, World, spec
 
@@ -210,21 +210,21 @@ async def test_more_due_jobs_than_one_look_takes_need_another_look(world: World)
 async def test_a_scheduled_job_wakes_the_scheduler_only_when_it_is_the_first(world: World) -> None:
     bell = f"{world.prefix}scheduler:bell"
     await world.submit(delay_s=3600)
-    assert await world.redis.llen(bell) == 1
+    assert await world.length(bell) == 1
     await world.redis.delete(bell)
     await world.submit(delay_s=7200)
-    assert await world.redis.llen(bell) == 0
+    assert await world.length(bell) == 0
     await world.submit(delay_s=60)
     await world.submit(delay_s=50)
-    assert await world.redis.llen(bell) == 1
+    assert await world.length(bell) == 1
 
 
 async def test_a_ready_job_rings_the_bell_once(world: World) -> None:
     await world.submit_many(5)
-    assert await world.redis.llen(f"{world.q}bell") == 1
+    assert await world.length(f"{world.q}bell") == 1
     assert await world.queue.wait_for_bell(QUEUE)
     await world.submit()
-    assert await world.redis.llen(f"{world.q}bell") == 1
+    assert await world.length(f"{world.q}bell") == 1
 
 
 async def test_a_large_input_goes_through_the_blob_store(make_world: MakeWorld) -> None:
@@ -233,7 +233,7 @@ async def test_a_large_input_goes_through_the_blob_store(make_world: MakeWorld) 
     job_id = await world.submit(input={"prompt": text})
     job = await world.claim_one()
     assert job.raw.startswith(b"@")
-    assert await world.redis.hstrlen(world.job_key(job_id), "work") < 100
+    assert int(await execute(world.redis, "HSTRLEN", world.job_key(job_id), "work")) < 100
     assert text.encode() in await world.queue.blobs.load(job.raw)
 
 

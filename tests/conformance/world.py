@@ -138,12 +138,14 @@ class World:
     async def outlive(self, *job_ids: str) -> None:
         """End jobs' time to live without the scheduler having looked yet."""
         await self._age("expiry", job_ids)
+        pipe = self.redis.pipeline(transaction=False)
         for job_id in job_ids:
-            await execute(self.redis, "HSET", self.job_key(job_id), "expires", 1)
+            pipe.hset(self.job_key(job_id), "expires", "1")
+        await pipe.execute()
 
     async def _age(self, name: str, job_ids: tuple[str, ...]) -> None:
-        for job_id in job_ids:
-            await self.redis.zadd(f"{self.prefix}{name}", {job_id: 1}, xx=True)
+        if job_ids:
+            await self.redis.zadd(f"{self.prefix}{name}", dict.fromkeys(job_ids, 1), xx=True)
 
     # -- what there is
 
@@ -176,6 +178,10 @@ class World:
     async def entries(self, user: str = "anonymous", lane: str = "normal") -> int:
         """Entries in a user's stream."""
         return int(await self.redis.xlen(self.stream(user, lane)))
+
+    async def length(self, key: str) -> int:
+        """Length of a list."""
+        return int(await execute(self.redis, "LLEN", key))
 
     async def ttl_ms(self, key: str) -> int:
         """Time until a key goes by itself; -1 never, -2 it is gone."""
