@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 15.0
 RETRY_MS = 1000
 SEQ_MAX = 2**53
+# No line ends to the specification, but to many a client that splits text into lines.
+_LINE_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x85\u2028\u2029")
 SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -90,11 +92,10 @@ class EventStream(Response):
 
 def encoded(event: JobEvent) -> bytes:
     """One event on the wire."""
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (
-        event.seq,
-        event.event.encode(),
-        msgspec.json.encode(_shown(event)),
-    )
+    data = msgspec.json.encode(_shown(event))
+    for character, escaped in _LINE_ENDS:
+        data = data.replace(character, escaped)
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.seq, event.event.encode(), data)
 
 
 def _shown(event: JobEvent) -> dict[str, Any]:
@@ -113,6 +114,14 @@ async def _first(*awaitables: Any) -> None:
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
+        await _cancelled(tasks)
+
+
+async def _cancelled(tasks: list[asyncio.Future[Any]]) -> None:
+    # Asked until it obeys: under Python 3.11 a task that writes to Redis can miss a cancellation (asyncio.wait_for
+    # returns the result of what it waited for instead).
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        _, left = await asyncio.wait(left, timeout=0.1)

@@ -269,17 +269,12 @@ async def test_a_job_that_is_not_there_is_404(client: httpx.AsyncClient, method:
 async def test_an_address_that_is_not_there_is_a_problem_too(client: httpx.AsyncClient) -> None:
     assert problem_of(await client.get("/v1/nothing"))["status"] == 404
     response = await client.delete("/v1/jobs")
-    assert (problem_of(response)["status"], set(response.headers["allow"].split(", "))) == (405, {"GET", "POST"}) or (
-        response.status_code == 405
-    )
+    assert problem_of(response)["status"] == 405
 
 
 @pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("", ""), ('""', ""), ('"open', '"open'), ("k" * 256, "k" * 256), ('"a"b"', '"a"b"'), ("ü", "ü")],
-)
-async def test_a_malformed_idempotency_key_is_400(client: httpx.AsyncClient, key: str, value: str) -> None:
-    response = await client.post("/v1/jobs", json=GENERATION, headers=[("Idempotency-Key", key.encode())])
+@pytest.mark.parametrize("key", ["", '""', '"open', "k" * 256, '"a"b"', "ü", "a\tb"])
+async def test_a_malformed_idempotency_key_is_400(client: httpx.AsyncClient, key: str) -> None:
+    response = await client.post("/v1/jobs", json=GENERATION, headers=[(b"Idempotency-Key", key.encode())])
     assert response.status_code == 400
     assert problem_of(response)["field"] == "Idempotency-Key"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -10,6 +13,16 @@ from common.errors import JobFailed
 from common.jobs import ClaimedJob, JobResult
 from common.queue import Event, Outcome, Queue
 from common.settings import Settings
+
+
+async def until(condition: Callable[[], object], deadline_s: float = 5) -> None:
+    """Wait until a condition holds; fail when it does not in time."""
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"still not so after {deadline_s} s")
 
 
 class PlayedWorker:
@@ -25,6 +38,12 @@ class PlayedWorker:
         """Take one job, which must be there."""
         (job,) = await self.claim_many(1)
         return job
+
+    async def next(self) -> ClaimedJob:
+        """Take one job as soon as there is one."""
+        while not (jobs := await self.claim_many(1)):
+            await self.queue.wait_for_bell(self.name)
+        return jobs[0]
 
     async def claim_many(self, count: int) -> list[ClaimedJob]:
         """Take up to so many jobs."""
