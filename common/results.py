@@ -220,15 +220,14 @@ class Results:
         return Page(records, cursor)
 
     async def _index(self, before: str | None, count: int) -> list[tuple[str, str, str, str]]:
-        # (entry, id, user, queue) of all shards, newest first; entry ids are times, so that shards merge by them.
-        top = f"({before}" if before else "+"
+        # (cursor, id, user, queue) of all shards, newest first; entry ids are times, so that shards merge by them.
         pipe = self.redis.pipeline(transaction=False)
-        for prefix in self.keys.prefixes():
-            pipe.xrevrange(f"{prefix}index", max=top, count=count)
+        for shard, prefix in enumerate(self.keys.prefixes()):
+            pipe.xrevrange(f"{prefix}index", max=_below(before, shard), count=count)
         rows = [
-            (entry.decode(), fields[b"i"].decode(), fields[b"u"].decode(), fields[b"q"].decode())
-            for shard in await self._call(pipe.execute())
-            for entry, fields in shard
+            (_cursor(entry, shard), fields[b"i"].decode(), fields[b"u"].decode(), fields[b"q"].decode())
+            for shard, entries in enumerate(await self._call(pipe.execute()))
+            for entry, fields in entries
         ]
         rows.sort(key=lambda row: tuple(map(int, row[0].split("-"))), reverse=True)
         return rows[:count]
@@ -284,6 +283,21 @@ class Results:
             return await call
         except UNAVAILABLE as error:
             raise unavailable(error) from error
+
+
+def _cursor(entry: bytes, shard: int) -> str:
+    # Two shards may have the same entry id: the shard stands in the cursor's last eight bits.
+    at, number = entry.split(b"-")
+    return f"{int(at)}-{int(number) * 256 + shard}"
+
+
+def _below(cursor: str | None, shard: int) -> str:
+    # The highest entry of a shard that comes after the cursor in the list, as XREVRANGE wants it.
+    if cursor is None:
+        return "+"
+    at, number = cursor.split("-")
+    seq, its_shard = divmod(int(number), 256)
+    return f"{at}-{seq}" if shard < its_shard else f"({at}-{seq}"
 
 
 def parse_history(text: str) -> History:
