@@ -90,6 +90,10 @@ class World:
         result = JobResult(output or {"text": "an answer"}, {"total_tokens": 3})
         return await self.commit(*(Outcome.done(job, job.seq, result) for job in jobs), worker=worker)
 
+    async def commit_incomplete(self, job: ClaimedJob) -> list[str]:
+        """Commit a job as cut by the model's context."""
+        return await self.commit(Outcome.done(job, job.seq, JobResult({"text": "cut"}, incomplete=True)))
+
     async def fail(self, job: ClaimedJob, *, retryable: bool, delay_s: float | None = 0.0) -> list[str]:
         """Commit a job as failed in a handled way."""
         error = JobFailed("engine_said_no", "it did not work", retryable, delay_s)
@@ -116,6 +120,11 @@ class World:
             started += jobs
             await self.complete(*jobs, worker=worker)
         return started
+
+    async def run_some(self, count: int) -> None:
+        """Claim and complete so many jobs, one after the other."""
+        for _ in range(count):
+            await self.complete(await self.claim_one())
 
     # -- the scheduler's moves, after making deadlines old
 
