@@ -73,14 +73,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-Metadata = Annotated[
-    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(
-        max_length=16,
-        description="Up to 16 pairs of strings that come back with the record.",
-        examples=[{"order": "4711"}],
-    ),
-]
+Key = Annotated[str, Field(min_length=1, max_length=64)]
+Value = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[Key, Value], Field(max_length=16)]
 
 
 class JobRequest(Strict):
@@ -95,7 +90,11 @@ class JobRequest(Strict):
     priority: Literal["high", "normal", "low"] = Field(
         "normal", description="Lane of the queue; high is served sooner."
     )
-    metadata: Metadata | None = None
+    metadata: Metadata | None = Field(
+        None,
+        description="Up to 16 pairs of strings (64 and 512 characters) that come back with the record.",
+        examples=[{"order": "4711"}],
+    )
     delay_s: float | None = Field(None, ge=0, le=MONTH_S, description="Seconds before it may start. Not with run_at.")
     run_at: Moment | None = Field(
         None,
