@@ -1,0 +1,88 @@
+"""The values that cross a border."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from common.jobs import ClaimedJob, JobEvent, JobRecord, JobResult, JobSpec, Work, decode, encode
+from common.states import State
+
+
+def claimed(raw: bytes) -> ClaimedJob:
+    """A claimed job with this work."""
+    return ClaimedJob("job_x", 2, 1, 5, "1-0", "low", "ada", 600.0, raw, "generation", "demo")
+
+
+def test_a_spec_names_its_queue() -> None:
+    assert JobSpec(kind="generation", model="qwen3-8b", input={}).queue == "generation:qwen3-8b"
+
+
+def test_a_claimed_job_says_what_was_asked() -> None:
+    spec = claimed(encode(Work({"prompt": "x"}, {"seed": 1}, "nightly"))).spec
+    assert spec == JobSpec(
+        kind="generation",
+        model="demo",
+        input={"prompt": "x"},
+        params={"seed": 1},
+        user="ada",
+        priority="low",
+        function="nightly",
+    )
+
+
+def test_a_lease_is_the_id_and_the_fence() -> None:
+    assert claimed(b"{}").lease == "job_x:2"
+
+
+@pytest.mark.parametrize("raw", [b"", b"null", b"[]", b"{}", b'{"input":1}', b'{"input":{},"v":2}', b"\x80\x04K\x01."])
+def test_a_foreign_encoding_is_an_error_and_runs_nothing(raw: bytes) -> None:
+    with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
+        _ = claimed(raw).spec
+
+
+def test_the_version_of_the_encoding_is_named_in_the_error() -> None:
+    with pytest.raises(msgspec.ValidationError, match="version 99"):
+        _ = claimed(b'{"input":{},"v":99}').spec
+
+
+def test_the_encoded_work_leaves_out_what_is_not_said() -> None:
+    assert encode(Work({"prompt": "x"})) == b'{"input":{"prompt":"x"}}'
+    assert decode(b'{"input":{"prompt":"x"}}', type=Work).v == 1
+
+
+def test_values_cannot_be_changed() -> None:
+    for value in (JobSpec(kind="a", model="b", input={}), Work({}), JobResult({}), JobEvent(1, "state", {})):
+        with pytest.raises(AttributeError):
+            value.user = "eve"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("finished_at", "terminal"), [(None, False), (1.0, True)])
+def test_a_record_is_terminal_when_it_has_an_end(finished_at: float | None, terminal: bool) -> None:
+    record = JobRecord(
+        id="job_x",
+        kind="generation",
+        model="demo",
+        status=State.COMPLETED if terminal else State.QUEUED,
+        priority="normal",
+        user="ada",
+        created_at=0.0,
+        started_at=None,
+        finished_at=finished_at,
+        expires_at=None,
+        run_at=None,
+        attempts=0,
+        claims=0,
+        max_attempts=3,
+        worker=None,
+        queue_position=None,
+        waiting_for=None,
+        error=None,
+        usage=None,
+        queue_ms=None,
+        run_ms=None,
+        metadata={},
+        retry_of=None,
+        history=[],
+    )
+    assert record.terminal is terminal

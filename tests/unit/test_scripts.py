@@ -1,0 +1,116 @@
+"""The Lua scripts as files, and how they are loaded and run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import fakeredis
+import pytest
+import redis.asyncio as redis
+from redis.exceptions import NoScriptError, ResponseError
+
+from common import queue, results, scripts
+from common.settings import Settings
+
+NAMES = sorted(path.stem for path in scripts.FOLDER.glob("*.lua") if path.stem != "job")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_says_what_it_takes_returns_and_why_it_is_atomic(name: str) -> None:
+    text = (scripts.FOLDER / f"{name}.lua").read_text()
+    assert text.startswith(f"-- {name}: ")
+    for heading in ("-- KEYS[1]", "-- ARGV", "-- returns ", "-- atomic because "):
+        assert heading in text
+    assert "-- include job.lua" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_is_sent_with_what_it_includes_and_no_include_left(name: str) -> None:
+    source = scripts.source(name)
+    assert "local P = KEYS[1]" in source
+    assert scripts.INCLUDE not in source
+    assert re.fullmatch("[0-9a-f]{40}", scripts.digest(name))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "job"])
+def test_no_script_reads_another_clock_or_makes_up_numbers(name: str) -> None:
+    text = (scripts.FOLDER / f"{name}.lua").read_text()
+    assert "os.time" not in text
+    assert "math.random" not in text
+    assert "KEYS[2]" not in text
+
+
+def test_every_script_is_used() -> None:
+    called = " ".join(open_text(module) for module in (queue, results))
+    for name in NAMES:
+        assert f'"{name}"' in called
+
+
+def open_text(module: Any) -> str:
+    """A module's source."""
+    return Path(module.__file__).read_text()
+
+
+async def test_a_script_is_sent_once_and_then_run_by_its_digest() -> None:
+    client = fakeredis.FakeAsyncRedis()
+    sent: list[str] = []
+    original: Any = client.execute_command
+
+    async def counted(*args: Any) -> Any:
+        sent.append(args[0])
+        return await original(*args)
+
+    client.execute_command = counted  # type: ignore[method-assign]
+    assert await scripts.run(client, "trim", "p:{00}:", 10) == [0, -1]
+    assert await scripts.run(client, "trim", "p:{00}:", 10) == [0, -1]
+    assert sent == ["EVALSHA", "EVAL", "EVALSHA"]
+
+
+async def test_a_script_that_fails_is_not_sent_again() -> None:
+    client = fakeredis.FakeAsyncRedis()
+    with pytest.raises(ResponseError) as failed:
+        await scripts.run(client, "claim", "p:{00}:", "generation:demo")
+    assert not isinstance(failed.value, NoScriptError)
+
+
+@pytest.fixture
+def packed() -> scripts.PackedConnection:
+    """A connection that is never opened."""
+    return scripts.PackedConnection()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("GET", "key"),
+        ("SET", "key", b"\x00\xff", "PX", 1000),
+        ("CONFIG GET", "hash-*"),
+        ("EVALSHA", "0" * 40, 1, "prefix", "é", 1.5, 10**12),
+        ("PING",),
+        ("XADD", "key", "*", "field", ""),
+    ],
+)
+def test_commands_are_packed_as_redis_py_packs_them(packed: scripts.PackedConnection, command: tuple[Any, ...]) -> None:
+    ours = b"".join(packed.pack_command(*command))
+    theirs = b"".join(redis.Connection().pack_command(*command))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("url", "connection"),
+    [
+        ("redis://host:1/2", scripts.PackedConnection),
+        ("rediss://host:1/2", scripts.PackedSSLConnection),
+        ("unix:///a/socket?db=2", scripts.PackedUnixConnection),
+    ],
+)
+async def test_a_client_fits_its_address_and_never_waits_for_ever(url: str, connection: type[Any]) -> None:
+    client = scripts.connect(Settings(redis_url=url, redis_timeout_s=7, bell_timeout_s=1))
+    pool: Any = client.connection_pool
+    made = pool.make_connection()
+    assert type(made) is connection
+    assert (made.socket_timeout, made.db) == (7, 2)
+    assert isinstance(made.pack_command("PING"), list)
+    await client.aclose()
