@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     about = machine.describe()
     print(f"{command}\n" + "\n".join(machine.lines(about)), flush=True)
     module = BENCHMARKS[options.benchmark][0]
+    signal.signal(signal.SIGTERM, _stop)  # so that what was started is stopped, as after a Ctrl-C
     try:
         measured = module.run(options)
     except (BenchFailed, JarvisError) as error:
@@ -59,6 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     module.show(document)
     return 0
+
+
+def _stop(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

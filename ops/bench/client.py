@@ -41,7 +41,7 @@ class Connection:
         async for chunk in self._answer(path):
             *whole, waiting = (waiting + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
             for block in whole:
-                fields = dict(line.split(": ", 1) for line in block.decode().splitlines() if ": " in line)
+                fields = dict(line.split(": ", 1) for line in block.decode().splitlines() if line.find(": ") > 0)
                 if fields:
                     yield fields
 

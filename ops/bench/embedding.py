@@ -41,14 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns rounds, medians, ratios and errors."""
     model = Catalogue.load(load_settings().catalogue).get("embedding", options.model)
-    texts = [SENTENCE.format(i, MORE * (i % 4)) for i in range(options.texts)]
     with tempfile.TemporaryDirectory(prefix="jarvis-bench-") as name, contextlib.ExitStack() as stack:
         command = [sys.executable, "-m", "ops.bench.direct_embedding", model.weights_path()]
         direct = stack.enter_context(Direct.started(command, Path(name)))
         port = stack.enter_context(formation(model, options.aof)).port
         rounds: list[dict[str, Any]] = []
         for number in range(-1, options.rounds):  # the first only warms up
-            found = _round(direct, port, texts, options, number)
+            found = _round(direct, port, texts(options.texts), options, number)
             if number >= 0:
                 rounds.append(found)
     return {
@@ -60,30 +59,35 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def texts(number: int) -> list[str]:
+    """So many texts of different lengths, all different."""
+    return [SENTENCE.format(i, MORE * (i % 4)) for i in range(number)]
+
+
 def _round(
-    direct: Direct, port: int, texts: list[str], options: argparse.Namespace, number: int
+    direct: Direct, port: int, given: list[str], options: argparse.Namespace, number: int
 ) -> dict[str, dict[str, float]]:
     def alone() -> float:
-        seconds: float = direct.ask({"texts": texts})["seconds"]
+        seconds: float = direct.ask({"texts": given})["seconds"]
         return seconds
 
     def api() -> float:
-        return asyncio.run(_through_api(port, texts, options))
+        return asyncio.run(_through_api(port, given, options))
 
     ways = {"direct": alone, "api": api}
     order = list(ways) if number % 2 == 0 else list(reversed(ways))
     found = {}
     for name in order:
         seconds = ways[name]()
-        found[name] = {"seconds": seconds, "texts_s": len(texts) / seconds}
+        found[name] = {"seconds": seconds, "texts_s": len(given) / seconds}
         if number >= 0:
-            print(f"round {number + 1}: {name}: {len(texts) / seconds:,.0f} texts/s", flush=True)
+            print(f"round {number + 1}: {name}: {len(given) / seconds:,.0f} texts/s", flush=True)
     return found
 
 
-async def _through_api(port: int, texts: Sequence[str], options: argparse.Namespace) -> float:
+async def _through_api(port: int, given: Sequence[str], options: argparse.Namespace) -> float:
     size = options.texts_per_job
-    waiting = [texts[low : low + size] for low in range(0, len(texts), size)]
+    waiting = [given[low : low + size] for low in range(0, len(given), size)]
     waiting.reverse()
 
     async def client() -> None:

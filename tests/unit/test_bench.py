@@ -1,0 +1,294 @@
+"""The benchmarks' own arithmetic, tables, client and wiring; that the figures are real is seen by running them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.catalogue import Catalogue, Model
+from common.keys import Keys
+from ops.bench import __main__ as command
+from ops.bench import alone, embedding, figures, generation, harness, loads, queues, report
+from ops.bench.client import Connection
+from ops.bench.formation import write_catalogue
+from ops.bench.machine import describe
+from ops.bench.noop import noop, payload
+from ops.bench.servers import BenchFailed, RedisServer, until
+
+ROUNDS: list[dict[str, dict[str, Any]]] = [
+    {"ours": {"jobs_s": 100.0}, "a": {"jobs_s": 50.0}, "b": {"jobs_s": 80.0}},
+    {"ours": {"jobs_s": 90.0}, "a": {"jobs_s": 30.0}},
+    {"ours": {"jobs_s": 200.0}, "a": {"jobs_s": 50.0, "kind": "native", "ok": True}},
+]
+
+
+# --- figures
+
+
+def test_a_ratio_is_the_median_over_rounds_of_ours_over_the_best_of_the_same_round() -> None:
+    assert figures.ratio(ROUNDS, "ours", "jobs_s", ["a", "b"]) == 3.0  # of 1.25, 3 and 4
+
+
+def test_a_peer_that_was_never_measured_gives_no_ratio() -> None:
+    ratio = figures.ratio(ROUNDS, "ours", "jobs_s", ["bullmq"])
+    assert ratio is None
+    assert figures.last_line({"vs_bullmq": ratio, "vs_a": 3.0}) == "vs_bullmq=none vs_a=3.00"
+
+
+def test_medians_are_taken_over_the_rounds_that_have_the_figure() -> None:
+    assert figures.medians(ROUNDS) == {"ours": {"jobs_s": 100.0}, "a": {"jobs_s": 50.0}, "b": {"jobs_s": 80.0}}
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    assert figures.percentile([3.0, 1.0, 2.0], 50) == 2.0
+    assert figures.percentile([float(n) for n in range(100)], 99) == 99.0
+
+
+# --- tables
+
+
+def test_the_queue_table_has_a_row_for_every_peer_and_a_dash_for_what_was_not_measured() -> None:
+    table = report.queue_table({"medians": figures.medians(ROUNDS), "rounds": ROUNDS, "idle": {}})
+    assert "| ours | 100 | - | " in table
+    assert "| 90-200 |" in table
+
+
+def test_a_result_file_becomes_a_section_with_command_machine_and_ratios(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = {
+        "benchmark": "generation",
+        "command": "python -m ops.bench generation",
+        "machine": describe(),
+        "rounds": [{"api": {"tokens_s": 10.0}}],
+        "medians": {"api": {"tokens_s": 10.0}},
+        "ratios": {"vs_direct": 0.95, "vs_server": None},
+        "errors": ["round 1: server: it died\nand more"],
+    }
+    file = tmp_path / "generation.json"
+    file.write_text(json.dumps(document))
+    assert command.main(["report", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("### generation\n\n`python -m ops.bench generation`\n\nmachine: ")
+    assert "`vs_direct` 0.95, `vs_server` none." in printed
+    assert "Not measured: round 1: server: it died." in printed
+
+
+# --- the client
+
+
+@asynccontextmanager
+async def answering(*answers: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server that gives these answers to the requests of one connection, in order, and keeps the requests."""
+    requests: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            requests.append(head + await reader.readexactly(length))
+            writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], requests
+
+
+def whole(body: bytes, status: str = "200 OK") -> bytes:
+    return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status.encode(), len(body), body)
+
+
+def chunked(*chunks: bytes) -> bytes:
+    parts = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + parts + b"0\r\n\r\n"
+
+
+async def test_one_connection_is_used_for_call_after_call() -> None:
+    async with answering(whole(b'{"a": 1}'), chunked(b'{"a"', b": 2}")) as (port, requests), Connection(port) as one:
+        assert await one.call("POST", "/v1/jobs", {"x": 1}, {"prefer": "wait=1"}) == {"a": 1}
+        assert await one.call("GET", "/v1/jobs/j") == {"a": 2}
+    assert b"prefer: wait=1" in requests[0]
+    assert requests[0].endswith(b'{"x": 1}')
+
+
+async def test_events_come_whole_however_the_server_cuts_them() -> None:
+    stream = chunked(b"id: 1\nevent: tok", b"en\ndata: {}\n\n: keep-alive\n\nid: 2\nda", b"ta: x: y\n\n")
+    async with answering(stream) as (port, _), Connection(port) as one:
+        events = [event async for event in one.events("GET", "/events")]
+    assert events == [{"id": "1", "event": "token", "data": "{}"}, {"id": "2", "data": "x: y"}]
+
+
+async def test_a_refusal_fails_the_measurement_and_says_what_was_refused() -> None:
+    async with answering(whole(b"no such model", "404 Not Found")) as (port, _), Connection(port) as one:
+        with pytest.raises(BenchFailed, match=r"/v1/jobs answered 404: no such model"):
+            await one.call("POST", "/v1/jobs", {})
+
+
+# --- models and prompts
+
+
+def write_model(folder: Path, special: list[dict[str, Any]]) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": 0, "hidden_size": 8}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": special}))
+    return folder
+
+
+def test_the_endless_copy_of_a_model_ends_with_a_token_it_never_says(tmp_path: Path) -> None:
+    tokens = [{"id": 0, "content": "<end>", "special": True}, {"id": 5, "content": "<user>", "special": True}]
+    model = write_model(tmp_path / "model", tokens)
+    copy = generation.endless(model, tmp_path / "copy")
+    assert json.loads((copy / "config.json").read_text()) == {"eos_token_id": 5, "hidden_size": 8}
+    assert json.loads((copy / "generation_config.json").read_text()) == {"eos_token_id": 5}
+    assert json.loads((copy / "tokenizer_config.json").read_text()) == {"eos_token": "<user>"}
+    assert json.loads((model / "config.json").read_text())["eos_token_id"] == 0
+
+
+def test_a_model_without_another_special_token_is_copied_as_it_is(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", [{"id": 0, "content": "<end>", "special": True}])
+    copy = generation.endless(model, tmp_path / "copy")
+    assert json.loads((copy / "config.json").read_text())["eos_token_id"] == 0
+
+
+def test_a_model_written_to_a_catalogue_is_read_back_the_same(tmp_path: Path) -> None:
+    options = {"enforce_eager": True, "dtype": "bfloat16", "max_num_seqs": 32}
+    folder = write_model(tmp_path / "model", [])
+    model = Model("demo", "generation", "vllm", str(folder), 512, 64, {"temperature": 0.5}, options)
+    read = Catalogue.load(write_catalogue(tmp_path, model)).get("generation", "demo")
+    assert (read.weights_path(), read.slots, read.defaults, read.options) == (
+        str(folder),
+        64,
+        {"temperature": 0.5},
+        options,
+    )
+
+
+def test_an_option_that_a_catalogue_cannot_hold_is_refused(tmp_path: Path) -> None:
+    model = Model("demo", "generation", "fake", "", 512, 64, {}, {"words": ["a"]})
+    with pytest.raises(BenchFailed, match="no plain value"):
+        write_catalogue(tmp_path, model)
+
+
+def test_all_prompts_differ_however_many_are_asked_for() -> None:
+    assert len(set(loads.prompts(200))) == 200
+
+
+def test_the_server_gets_the_engines_arguments_as_flags() -> None:
+    flags = generation.flags({"max_num_seqs": 256, "enforce_eager": True, "use_tqdm": False})
+    assert flags == ["--max-num-seqs", "256", "--enforce-eager", "--no-use-tqdm"]
+
+
+def test_the_time_added_to_the_first_token_is_a_difference_and_the_speed_a_ratio() -> None:
+    one = {"tokens_s": 90.0, "stream_tokens_s": 80.0, "first_token_ms": 15.0}
+    alone_ = {"tokens_s": 100.0, "stream_tokens_s": 100.0, "first_token_ms": 8.0}
+    found = generation.ratios([{"api": one, "direct": alone_}])
+    assert figures.last_line(found) == (
+        "vs_direct=0.90 vs_server=none ttft_added_ms=7.00 vs_direct_streams=0.80 vs_server_streams=none"
+    )
+
+
+def test_no_two_texts_of_the_embedding_benchmark_are_the_same() -> None:
+    assert len(set(embedding.texts(100))) == 100
+
+
+# --- the queue benchmark
+
+
+async def test_the_no_op_job_says_which_job_it_was() -> None:
+    done = await noop({}, **payload(7))
+    assert (done["ok"], done["i"]) == (True, 7)
+    assert 190 <= len(json.dumps(payload(7))) <= 220
+
+
+@pytest.fixture
+def peers(tmp_path: Path) -> Iterator[Path]:
+    """A folder with the shape of the peers' harness; its modules are forgotten afterwards."""
+    registry = """
+        ROOT = VENVS = NODE_MODULES = {folder!r}
+        def zero(reply, n): return reply == 0
+        def P(script, venv, done, n, env=None, note=""): return dict(script=script, venv=venv, done=done, n=n, env=env)
+        PEERS = {{"saq": P("saq.py", "saq", None, (1, 1)), "bullmq": P("b.js", "node", None, (1, 1)),
+                 "limit-tasks": P("l.py", "limit", None, (1, 1))}}
+    """
+    lines = registry.format(folder=str(tmp_path)).splitlines()
+    (tmp_path / "registry.py").write_text("\n".join(line[8:] for line in lines))
+    (tmp_path / "rig.py").write_text(
+        f"LOGS = {str(tmp_path / 'logs')!r}\ndef argv(name, *args): return [name, *args]\n"
+    )
+    (tmp_path / "bench.py").write_text("def versions(): return {}\n")
+    yield tmp_path
+    for name in ("registry", "rig", "bench"):
+        sys.modules.pop(name, None)
+    sys.path[:] = [entry for entry in sys.path if entry != str(tmp_path)]
+
+
+def test_ours_joins_the_harness_and_the_peers_stay_as_they_are(peers: Path) -> None:
+    found = harness.find(peers)
+    assert found is not None
+    assert found.rig.argv("saq", "worker") == ["saq", "worker"]
+    assert found.rig.argv("ours", "latency", "--n", 5)[-3:] == ["latency", "--n", "5"]
+    assert found.python_queues() == ["saq"]
+    assert found.installed("ours")
+    assert not found.installed("saq")
+
+
+def test_the_harness_does_not_hide_our_own_packages(peers: Path) -> None:
+    (peers / "common.py").write_text("raise AssertionError('this is not ours')")
+    assert harness.find(peers) is not None
+    assert importlib.import_module("common.keys").Keys is Keys
+
+
+def test_without_a_harness_ours_is_measured_alone_and_that_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(alone, "throughput", lambda aof, scale: {"jobs_s": 1234.0})
+    file = tmp_path / "queue.json"
+    arguments = ["queue", "--peers-dir", str(tmp_path), "--rounds", "1", "--no-latency", "--json", str(file)]
+    assert command.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "skipped: no peers harness" in printed
+    assert printed.splitlines()[-1] == "vs_best_python=none vs_bullmq=none vs_limit_tasks=none"
+    assert json.loads(file.read_text())["medians"]["ours"]["jobs_s"] == 1234.0
+
+
+def test_a_measurement_that_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(aof: str, scale: float) -> dict[str, Any]:
+        raise BenchFailed("the worker died")
+
+    monkeypatch.setattr(alone, "throughput", broken)
+    options = command.parser().parse_args(["queue", "--no-latency"])
+    session = queues.Session(None, options)
+    session.round(0, ["ours"])
+    assert session.document()["errors"] == ["round 1: ours: the worker died"]
+
+
+def test_ours_alone_really_runs_its_jobs() -> None:
+    row = alone.throughput("everysec", 0.01)
+    assert row["n"] == 300
+    assert row["jobs_s"] > 10
+    assert 4 < row["cmds"] < 60
+
+
+def test_a_redis_for_measuring_is_gone_with_its_data_afterwards() -> None:
+    with RedisServer("always") as server:
+        config: Any = server.client.config_get("appendfsync")
+        assert list(config.values()) == ["always"]
+        process = server.p
+    assert process.poll() is not None
+
+
+def test_what_does_not_come_true_in_time_is_a_failure() -> None:
+    with pytest.raises(BenchFailed, match="never"):
+        until(lambda: False, 0.05, "never")
