@@ -17,6 +17,9 @@ from starlette.requests import Request
 from common.errors import InvalidField, MalformedBody
 from producer.problems import Refusal
 
+SMALL_BYTES = 16 * 1024  # what is smaller has no room for a crowd of fields
+MOST_NAMES = 100  # fields of one object; no object of ours has half as many
+LONGEST_LIST = 2048  # of longer lists the checks read no more, they are refused for their length
 DIAGNOSED_BYTES = 1024 * 1024  # a larger broken body is refused without a search for its field
 _NUMBERS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 TOO_DEEP = "it is nested too deeply"
@@ -44,14 +47,33 @@ def decode_object(body: bytes) -> dict[str, Any]:
     if not body:
         raise MalformedBody("it is empty; a JSON object is expected")
     try:
-        value = msgspec.json.decode(body)
+        return _object(body)
     except RecursionError:
         raise MalformedBody(TOO_DEEP) from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _diagnosed(body, error) from None
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    value = msgspec.json.decode(body)
     if not isinstance(value, dict):
         raise InvalidField("body", _kind(value), "a JSON object")
+    if len(body) > SMALL_BYTES:
+        _refuse_crowds(value, "")
     return value
+
+
+def _refuse_crowds(value: Any, path: str) -> None:
+    # Every unknown name would become an error of its own: half a million of them cost seconds and half a gigabyte.
+    if isinstance(value, dict):
+        if len(value) > MOST_NAMES:
+            raise InvalidField(path or "body", f"an object of {len(value)} fields", f"at most {MOST_NAMES} fields")
+        for name, inner in value.items():
+            _refuse_crowds(inner, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value[:LONGEST_LIST]):
+            if isinstance(inner, dict | list):
+                _refuse_crowds(inner, f"{path}[{number}]")
 
 
 def _diagnosed(body: bytes, error: Exception) -> MalformedBody | InvalidField:

@@ -114,6 +114,7 @@ FIELDS: list[tuple[Any, int, str]] = [
 ]  # fmt: skip
 
 START = b'{"kind":"generation","model":"echo","input":{"prompt":'
+CROWD = b",".join(b'"k%d":1' % n for n in range(5000))
 TEXTS = b'{"kind":"embedding","model":"vectors","input":{"texts":'
 BODIES: list[tuple[str, bytes, int, str]] = [
     ("empty", b"", 400, "body"),
@@ -137,6 +138,9 @@ BODIES: list[tuple[str, bytes, int, str]] = [
     ("nested lists", START + b"[" * 40_000 + b"]" * 40_000 + b"}}", 400, "body"),
     ("nested objects", b'{"a":' * 15_000 + b"1" + b"}" * 15_000, 400, "body"),
     ("nesting without an end", b"[" * 100_000, 400, "body"),
+    ("a crowd of fields", b"{" + CROWD + b"}", 422, "body"),
+    ("a crowd in metadata", START + b'"x"},"metadata":{' + CROWD + b"}}", 422, "metadata"),
+    ("a crowd in a message", b'{"input":{"messages":[{' + CROWD + b"}]}}", 422, "input.messages[0]"),
     ("500 levels", START + b"[" * 500 + b"]" * 500 + b"}}", 422, "input.prompt"),
     ("too large", b" " * 100_001, 413, "body"),
 ]  # fmt: skip
