@@ -7,6 +7,7 @@ request in flight gets EngineDead. vLLM is imported only when an engine starts.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,8 @@ class VllmEngine:
         llm, self._llm = self._llm, None
         if llm is not None:
             await _in_thread(lambda: llm.shutdown(timeout=STOP_TIMEOUT_S))
+            del llm
+            gc.collect()  # else its __del__ runs when the interpreter has already taken vLLM's modules apart
 
     async def _prompt_ids(self, llm: Any, request: GenerationRequest) -> list[int]:
         try:
@@ -222,7 +225,8 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, EngineGenerateError):
         return JobFailed("engine_error", f"vLLM failed: {error.__cause__ or error}", retryable=True)
     if isinstance(error, (VLLMClientError, ValueError, TypeError)):
-        return JobFailed("invalid_request", str(error))
+        too_long = getattr(error, "parameter", None) in ("input_text", "input_tokens")
+        return JobFailed("prompt_too_long" if too_long else "invalid_request", str(error))
     return error
 
 
