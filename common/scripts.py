@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import hiredis
 import redis.asyncio as redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from common.settings import Settings
 
@@ -26,6 +29,28 @@ class PackedConnection(redis.Connection):
             args = (*args[0].split(), *args[1:])
         return [hiredis.pack_command(args)]  # type: ignore[no-any-return, unused-ignore]
 
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """As redis-py does, but without `asyncio.wait_for`.
+
+        Before Python 3.12 that swallows a cancel which comes as the write ends, and a cancelled task would then wait
+        for ever. It also makes a task of every command.
+        """
+        if not self.is_connected:
+            await self.connect()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(self.socket_timeout):
+                self._writer.writelines(command)  # type: ignore[union-attr]
+                await self._writer.drain()  # type: ignore[union-attr]
+        except TimeoutError:
+            await self.disconnect(nowait=True)
+            raise RedisTimeoutError("timeout writing to Redis") from None
+        except OSError as error:
+            await self.disconnect(nowait=True)
+            raise RedisConnectionError(f"error writing to Redis: {error}") from error
+        except BaseException:
+            await self.disconnect(nowait=True)  # half a command may be written
+            raise
+
 
 class PackedSSLConnection(PackedConnection, redis.SSLConnection):
     """The same over TLS."""
@@ -35,6 +60,7 @@ class PackedUnixConnection(redis.UnixDomainSocketConnection):
     """The same over a Unix socket."""
 
     pack_command = PackedConnection.pack_command
+    send_packed_command = PackedConnection.send_packed_command
 
 
 def connect(settings: Settings) -> redis.Redis:
