@@ -110,7 +110,7 @@ class Worker(ArqWorker):
         self.outbox = Outbox(self.queue, self.queue_name, self.id, self._lost, self._written)
         self._table = SlotTable.create(self.max_jobs)
         self.beat = BeatProcess(self.settings, self.queue_name, self.id, self._table, self._about(), self._lost)
-        await self.beat.start()
+        await _first_of(self.beat.start(), self._draining.wait())
         await self._work()
 
     async def _work(self) -> None:
@@ -120,12 +120,18 @@ class Worker(ArqWorker):
         tasks = [self.loop.create_task(helper) for helper in helpers]
         claims = self.loop.create_task(self._claim_loop())
         try:
-            await _first_of(claims, *tasks)
+            await _first_of(claims, self._told_to_stop(), *tasks)
+            claims.cancel()
             await self._drain()
         finally:
             for task in (claims, *tasks):
                 task.cancel()
             await asyncio.gather(claims, *tasks, return_exceptions=True)
+
+    async def _told_to_stop(self) -> None:
+        # The claim under way gets the time of one call: it ends the claims itself, unless Redis is away.
+        await self._draining.wait()
+        await asyncio.sleep(self.settings.redis_timeout_s)
 
     async def _drain(self) -> None:
         """Let running jobs finish within the grace, give the rest back, and see everything written."""

@@ -52,7 +52,7 @@ async def test_jobs_are_claimed_in_chunks_of_a_third_of_the_slots(place: Place) 
         wants.append(count)
         return await claim(queue, name, count, request)
 
-    worker.queue.claim = noted  # type: ignore[method-assign]
+    worker.queue.claim = noted  # type: ignore[method-assign, assignment]
     await place.ends(jobs)
     await worker_main
     await worker.close()
@@ -79,7 +79,7 @@ async def test_a_slot_is_free_only_when_the_end_of_its_job_is_stored(place: Plac
         await held.wait()
         return await commit(*args)
 
-    worker.queue.commit = slow  # type: ignore[method-assign]
+    worker.queue.commit = slow  # type: ignore[method-assign, assignment]
     jobs = await place.submit_many(2)
     await until(lambda: len(gate.started) == 1, "the first job")
     await asyncio.sleep(0.2)  # time in which a fault would show

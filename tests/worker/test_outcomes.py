@@ -20,6 +20,10 @@ async def run(place: Place, work: Any, **spec: Any) -> JobRecord:
     return await place.end(await place.submit(**spec))
 
 
+def blobs_in(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.glob("blobs/*/*"))
+
+
 def error_of(record: JobRecord) -> tuple[str, str]:
     assert record.error is not None
     return record.error.code, record.error.message
@@ -144,7 +148,7 @@ async def test_a_big_input_and_a_big_result_go_through_the_blob_store(place: Pla
     assert await place.output(record.id) == {"text": text[::-1]}
     kept = await execute(place.queue.redis, "HGET", f"{place.queue.keys.of_job(record.id)}job:{record.id}", "result")
     assert kept.startswith(b"@")
-    assert len([path for path in tmp_path.glob("blobs/*/*") if path.is_file()]) == 2
+    assert blobs_in(tmp_path) == 2
 
 
 async def test_a_result_that_cannot_be_encoded_is_a_failure(place: Place) -> None:
