@@ -54,7 +54,7 @@ def test_the_encoded_work_leaves_out_what_is_not_said() -> None:
 def test_values_cannot_be_changed() -> None:
     for value in (JobSpec(kind="a", model="b", input={}), Work({}), JobResult({}), JobEvent(1, "state", {})):
         with pytest.raises(AttributeError):
-            value.user = "eve"  # type: ignore[misc]
+            value.user = "eve"  # type: ignore[misc, union-attr]
 
 
 @pytest.mark.parametrize(("finished_at", "terminal"), [(None, False), (1.0, True)])

@@ -1,0 +1,390 @@
+"""Random moves of the queue on a real Redis, against a small model; after each, everything must add up.
+
+`QUEUE_MACHINE_EXAMPLES=500 QUEUE_MACHINE_STEPS=50` makes it thorough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import redis
+from hypothesis import HealthCheck
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from common import scripts
+from common.errors import IdempotencyMismatch, NotAllowedNow
+from common.jobs import LANES, ClaimedJob, JobError, encode
+from common.queue import Event, Key, Outcome
+from common.results import parse_history
+from common.settings import Settings
+from common.states import TERMINAL, TRANSITIONS, State
+from tests.conformance.world import QUEUE, World, spec
+
+EXAMPLES = int(os.environ.get("QUEUE_MACHINE_EXAMPLES", "60"))
+STEPS = int(os.environ.get("QUEUE_MACHINE_STEPS", "40"))
+MAX_DEATHS = 2
+ERROR = encode(JobError("x", "y"))
+
+T = TypeVar("T")
+users = st.sampled_from(["ada", "bob", "eve"])
+lanes = st.sampled_from(LANES)
+workers = st.sampled_from(["worker-1", "worker-2", "worker-3"])
+places = st.integers(0, 10_000)  # which of a list, modulo its length
+
+
+@dataclass
+class Job:
+    """What the model knows of a job."""
+
+    id: str
+    user: str
+    lane: str
+    tries: int
+    state: State
+    claims: int = 0
+    attempts: int = 0
+    deaths: int = 0
+    by: int = 0
+    tokens: list[str] = field(default_factory=list)
+    outlived: bool = False
+    parked: bool = False
+    final: dict[str, str] | None = None
+
+
+@dataclass
+class Delivery:
+    """A lease that was once given out, and how far its worker has written."""
+
+    claimed: ClaimedJob
+    worker: str
+    seq: int
+
+
+def picked(pool: list[T], place: int) -> T:
+    """One of a list that is not empty."""
+    return pool[place % len(pool)]
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Submits, claims, ends, loses and rescues jobs in any order."""
+
+    url: str
+
+    @initialize()
+    def start(self) -> None:
+        """An empty Redis."""
+        self.runner = asyncio.Runner()
+        self.folder = tempfile.TemporaryDirectory()
+        self.plain = redis.Redis.from_url(self.url, decode_responses=True)
+        self.plain.flushall()
+        made = Settings(redis_url=self.url, data_dir=Path(self.folder.name), max_deaths=MAX_DEATHS, lease_s=600)
+        self.world = World(self.wait_for(connected(made)), made, "redis")
+        self.jobs: dict[str, Job] = {}
+        self.deliveries: list[Delivery] = []
+        self.keys: dict[tuple[str, int], tuple[str, str]] = {}
+        self.requests: dict[str, int] = {}
+
+    def teardown(self) -> None:
+        """Close what was opened."""
+        if hasattr(self, "runner"):
+            self.wait_for(self.world.queue.close())
+            self.plain.close()
+            self.runner.close()
+            self.folder.cleanup()
+
+    def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run one move to its end."""
+        return self.runner.run(coroutine)
+
+    def of(self, *states: State) -> list[Job]:
+        """The model's jobs in these states."""
+        return [job for job in self.jobs.values() if job.state in states]
+
+    def lives(self, delivery: Delivery) -> bool:
+        """Whether a lease is still good."""
+        job = self.jobs[delivery.claimed.id]
+        return job.state == State.IN_PROGRESS and job.claims == delivery.claimed.claims
+
+    # -- moves
+
+    @rule(user=users, lane=lanes, delayed=st.booleans(), count=st.integers(1, 4), tries=st.integers(1, 3))
+    def submit(self, user: str, lane: str, delayed: bool, count: int, tries: int) -> None:
+        """Accept some jobs."""
+        more = {"user": user, "priority": lane, "delay_s": 3600.0 if delayed else None, "max_attempts": tries}
+        for job_id in self.wait_for(self.world.submit_many(count, **more)):
+            state = State.SCHEDULED if delayed else State.QUEUED
+            self.jobs[job_id] = Job(job_id, user, lane, tries, state)
+
+    @rule(user=users, number=st.integers(0, 2), fingerprint=st.sampled_from(["a", "b"]))
+    def submit_with_key(self, user: str, number: int, fingerprint: str) -> None:
+        """One key leads to one job of one user, and to no other request."""
+        known = self.keys.get((user, number))
+        try:
+            made = self.wait_for(
+                self.world.queue.submit(spec(user=user, max_attempts=1), Key(str(number), fingerprint))
+            )
+        except IdempotencyMismatch:
+            assert known is not None
+            assert known[1] != fingerprint
+            return
+        assert made.created == (known is None)
+        if known is not None:
+            assert known == (made.id, fingerprint)
+            return
+        self.keys[user, number] = (made.id, fingerprint)
+        self.jobs[made.id] = Job(made.id, user, "normal", 1, State.QUEUED)
+
+    @rule(worker=workers, count=st.integers(1, 9), reply_lost=st.booleans())
+    def claim(self, worker: str, count: int, reply_lost: bool) -> None:
+        """A worker gets what it asked for, or all there is; asked again, the same."""
+        ready = [job for job in self.of(State.QUEUED) if not job.outlived]
+        request = self.requests[worker] = self.requests.get(worker, 0) + 1
+        claimed = self.wait_for(self.world.queue.claim(QUEUE, worker, count, request))
+        if reply_lost:
+            assert self.wait_for(self.world.queue.claim(QUEUE, worker, count, request)) == claimed
+        assert len(claimed) == min(count, len(ready))
+        assert {one.id for one in claimed} <= {job.id for job in ready}
+        for one in claimed:
+            job = self.jobs[one.id]
+            job.state, job.claims = State.IN_PROGRESS, job.claims + 1
+            assert (one.claims, one.user, one.lane) == (job.claims, job.user, job.lane)
+            self.deliveries.append(Delivery(one, worker, one.seq))
+        for job in self.of(State.QUEUED):  # a claim may have met those whose life has ended
+            if job.outlived and self.plain.hget(self.world.job_key(job.id), "state") == "expired":
+                job.state = State.EXPIRED
+        if len(claimed) < count:
+            assert not [self.plain.exists(f"{self.world.q}{lane}:users") for lane in LANES].count(1)
+
+    @precondition(lambda self: self.deliveries)
+    @rule(
+        place=places,
+        outcome=st.sampled_from(["completed", "incomplete", "failed", "retry", "release"]),
+        twice=st.booleans(),
+    )
+    def commit(self, place: int, outcome: Any, twice: bool) -> None:
+        """A lease, perhaps a stale one, is used to write how a run ended."""
+        delivery = picked(self.deliveries, place)
+        job, fence = self.jobs[delivery.claimed.id], delivery.claimed.claims
+        body = ERROR if outcome in ("failed", "retry") else b"{}"
+        write = [Outcome(delivery.claimed, outcome, delivery.seq, body)]
+        expected = "stored" if self.lives(delivery) else "mine" if job.by == fence else "lost"
+        assert self.wait_for(self.world.queue.commit(QUEUE, delivery.worker, write)) == [expected]
+        if expected == "stored":
+            self.ended(job, outcome)
+        if twice:
+            again = self.wait_for(self.world.queue.commit(QUEUE, delivery.worker, write))
+            assert again == ["lost" if expected == "lost" else "mine"]
+
+    def ended(self, job: Job, outcome: str) -> None:
+        """What a stored outcome does."""
+        job.by = job.claims
+        if outcome == "release":
+            job.state = State.QUEUED
+        elif outcome == "retry":
+            job.attempts += 1
+            job.state = State.FAILED if job.attempts >= job.tries else State.SCHEDULED
+        else:
+            job.state = State(outcome)
+
+    @precondition(lambda self: self.deliveries)
+    @rule(place=places, texts=st.lists(st.sampled_from("abc"), min_size=1, max_size=4), twice=st.booleans())
+    def emit(self, place: int, texts: list[str], twice: bool) -> None:
+        """A lease, perhaps a stale one, is used to write tokens."""
+        delivery = picked(self.deliveries, place)
+        claimed = delivery.claimed
+        events = [Event(claimed, delivery.seq + 1 + i, "token", encode({"text": text})) for i, text in enumerate(texts)]
+        lives = self.lives(delivery)
+        for _ in range(1 + twice):
+            lost = self.wait_for(self.world.queue.emit(QUEUE, events))
+            assert lost == ([] if lives else [claimed.lease])
+        if lives:
+            delivery.seq += len(texts)
+            self.jobs[claimed.id].tokens += texts
+
+    @rule(worker=workers)
+    def renew(self, worker: str) -> None:
+        """A worker beats with every lease it ever had, and hears which are lost."""
+        mine = [delivery for delivery in self.deliveries if delivery.worker == worker]
+        lost = self.wait_for(self.world.renew(*(delivery.claimed.lease for delivery in mine), worker=worker))
+        assert lost == [delivery.claimed.lease for delivery in mine if not self.lives(delivery)]
+
+    @precondition(lambda self: self.jobs)
+    @rule(place=places)
+    def cancel(self, place: int) -> None:
+        """Somebody cancels a job, wherever it stands."""
+        job = picked(list(self.jobs.values()), place)
+        self.wait_for(self.world.queue.cancel(job.id))
+        if job.state not in TERMINAL:
+            job.state = State.CANCELLED
+
+    @precondition(lambda self: self.of(State.IN_PROGRESS))
+    @rule(place=places, count=st.integers(1, 3))
+    def worker_dies(self, place: int, count: int) -> None:
+        """Some leases end, and the jobs are rescued."""
+        running = self.of(State.IN_PROGRESS)
+        some = {job.id: job for job in (picked(running, place + i) for i in range(count))}
+        live = [delivery.claimed for delivery in self.deliveries if self.lives(delivery)]
+        swept = self.wait_for(self.world.rescue(*(claimed for claimed in live if claimed.id in some)))
+        assert swept.moved == len(some)
+        for job in some.values():
+            job.deaths += 1
+            job.parked = job.deaths >= MAX_DEATHS
+            job.state = State.FAILED if job.parked else State.QUEUED
+
+    @precondition(lambda self: self.of(State.SCHEDULED))
+    @rule(place=places)
+    def become_due(self, place: int) -> None:
+        """A scheduled job's time comes, if its life has not ended."""
+        job = picked(self.of(State.SCHEDULED), place)
+        assert self.wait_for(self.world.promote(job.id)).moved == 1
+        job.state = State.QUEUED
+
+    @precondition(lambda self: self.of(State.QUEUED))
+    @rule(place=places)
+    def outlive(self, place: int) -> None:
+        """A waiting job's life ends before the scheduler looks."""
+        job = picked(self.of(State.QUEUED), place)
+        self.wait_for(self.world.outlive(job.id))
+        job.outlived = True
+
+    @rule(place=places, one=st.booleans())
+    def expire(self, place: int, one: bool) -> None:
+        """The scheduler expires whatever has outlived its time; perhaps one more, wherever it stands."""
+        live = self.of(State.SCHEDULED, State.QUEUED, State.IN_PROGRESS)
+        ending = {job.id: job for job in live if job.outlived}
+        if one and live:
+            job = picked(live, place)
+            ending[job.id] = job
+        assert self.wait_for(self.world.expire(*ending)).moved == len(ending)
+        for job in ending.values():
+            job.state = State.EXPIRED
+
+    @precondition(lambda self: self.jobs)
+    @rule(place=places)
+    def retry(self, place: int) -> None:
+        """Somebody asks for another run of a job."""
+        job = picked(list(self.jobs.values()), place)
+        allowed = job.state in TERMINAL - {State.COMPLETED}
+        try:
+            made = self.wait_for(self.world.queue.retry(job.id))
+        except NotAllowedNow:
+            assert not allowed
+            return
+        assert allowed
+        assert made.created == (made.id not in self.jobs)
+        if made.created:
+            self.jobs[made.id] = Job(made.id, job.user, job.lane, job.tries, State.QUEUED)
+
+    @rule()
+    def scripts_are_forgotten(self) -> None:
+        """Redis forgets all scripts."""
+        self.plain.script_flush()
+
+    # -- what must hold after every move
+
+    @invariant()
+    def each_job_stands_where_the_model_has_it(self) -> None:
+        """One state each, by a legal walk, with events without a gap; terminal ones as they were."""
+        if not hasattr(self, "jobs"):
+            return
+        pipe = self.plain.pipeline(transaction=False)
+        for job in self.jobs.values():
+            pipe.hgetall(self.world.job_key(job.id))
+            pipe.xrange(f"{self.world.prefix}tokens:{job.id}")
+            pipe.pttl(self.world.job_key(job.id))
+        replies = pipe.execute()
+        self.moves: Counter[str] = Counter()
+        for i, job in enumerate(self.jobs.values()):
+            self.check_job(job, *replies[3 * i : 3 * i + 3])
+
+    def check_job(self, job: Job, record: dict[str, str], tokens: list[Any], ttl_ms: int) -> None:
+        """One job's record against the model."""
+        assert record["state"] == job.state
+        history = parse_history(record["history"])
+        assert history[-1][1] == job.state
+        walk = [None, *(state for _, state, _ in history)]
+        assert all(after in TRANSITIONS[before] for before, after in pairwise(walk) if after)
+        self.moves.update(state.value for state in walk if state)
+        numbers = [seq for seq, _, _ in history] + [int(entry.split("-")[0]) for entry, _ in tokens]
+        assert sorted(numbers) == list(range(1, len(numbers) + 1))
+        assert [seq for seq, _, _ in history] == sorted(seq for seq, _, _ in history)
+        assert "".join(fields["d"][9] for _, fields in tokens) == "".join(job.tokens)
+        assert ("result" in record) == (job.state in (State.COMPLETED, State.INCOMPLETE))
+        assert int(record.get("claims", 0)) == job.claims
+        assert (ttl_ms > 0) == (job.state in TERMINAL)
+        if job.state in TERMINAL:
+            job.final = job.final or record
+            assert record == job.final
+
+    @invariant()
+    def the_queues_books_add_up(self) -> None:
+        """Depths, leases, due times, lives, streams and users fit the jobs' states."""
+        if not hasattr(self, "jobs"):
+            return
+        plain, q, prefix = self.plain, self.world.q, self.world.prefix
+        waiting, running = self.of(State.QUEUED), self.of(State.IN_PROGRESS)
+        scheduled = self.of(State.SCHEDULED)
+        for lane in LANES:
+            assert int(plain.hget(f"{q}meta", f"depth:{lane}") or 0) == len([j for j in waiting if j.lane == lane])  # type: ignore[arg-type]
+        assert set(plain.zrange(f"{q}leases", 0, -1)) == {f"{job.id}:{job.claims}" for job in running}  # type: ignore[arg-type]
+        assert set(plain.zrange(f"{prefix}due", 0, -1)) == {job.id for job in scheduled}  # type: ignore[arg-type]
+        live = {job.id for job in waiting + running + scheduled}
+        assert set(plain.zrange(f"{prefix}expiry", 0, -1)) == live  # type: ignore[arg-type]
+        assert set(plain.zrange(f"{prefix}parked", 0, -1)) == {job.id for job in self.jobs.values() if job.parked}  # type: ignore[arg-type]
+        self.check_streams(waiting, running)
+        counts: Any = plain.hgetall(f"{q}counts")
+        assert {name[6:]: int(n) for name, n in counts.items() if name.startswith("state:")} == self.moves
+
+    def check_streams(self, waiting: list[Job], running: list[Job]) -> None:
+        """Each waiting or running job has one entry; users stand in a lane only while they have entries."""
+        plain, q = self.plain, self.world.q
+        streams: Any = plain.keys(f"{q}*:u:*")
+        entries: list[tuple[str, str]] = []
+        for stream in streams:
+            found: Any = plain.xrange(stream)
+            assert found
+            entries += [(stream, fields["j"]) for _, fields in found]
+        assert sorted(entries) == sorted((self.world.stream(job.user, job.lane), job.id) for job in waiting + running)
+        for lane in LANES:
+            returned: Any = plain.lrange(f"{q}{lane}:returned", 0, -1)
+            assert len(set(returned)) == len(returned)
+            assert set(returned) <= {job.id for job in waiting}
+            standing: Any = plain.zrange(f"{q}{lane}:users", 0, -1)
+            assert {self.world.stream(user, lane) for user in standing} <= set(streams)
+            new = {job.user for job in waiting if job.lane == lane and job.id not in returned}
+            assert new <= set(standing)
+
+
+async def connected(made: Settings) -> Any:
+    """A client of the machine's own loop."""
+    return scripts.connect(made)
+
+
+@pytest.mark.timeout(3600)
+def test_random_moves_always_leave_books_that_add_up(redis_url: str) -> None:
+    QueueMachine.url = redis_url
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    run_state_machine_as_test(
+        QueueMachine,
+        settings=profile(
+            max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, suppress_health_check=checks, database=None
+        ),
+    )
