@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -11,6 +12,22 @@ from common.jobs import JobRecord
 from common.results import StoredResult
 
 JSON = "application/json"
+DEEP = 50  # counting a place takes Redis about as long as a submit up to here, and longer the deeper
+
+
+class DeepQueues:
+    """Queues where a new job's place is not counted: in a deep one that costs Redis more than many submits."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def __contains__(self, queue: str) -> bool:
+        return time.monotonic() < self._until.get(queue, 0)
+
+    def note(self, queue: str, record: JobRecord) -> None:
+        """Learn from a place that was counted; it is counted again a second later."""
+        if (record.queue_position or 0) > DEEP:
+            self._until[queue] = time.monotonic() + 1
 
 
 def location(job_id: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -17,7 +17,7 @@ from common.settings import Settings
 from producer import follow, headers, metrics
 from producer.body import json_object
 from producer.openapi import SUBMIT, answers
-from producer.record import answer, location, record_out, result_out
+from producer.record import DeepQueues, answer, location, record_out, result_out
 from producer.schemas import (
     EXAMPLE_ID,
     HealthOut,
@@ -54,6 +54,13 @@ class Edge:
     results: Results
     submitter: Submitter
     stopping: asyncio.Event
+    deep: DeepQueues = field(default_factory=DeepQueues)
+
+    async def accepted(self, submitted: Submitted, queue: str) -> JobRecord:
+        """The record of a job that has just been submitted, with its place unless the queue is deep."""
+        record = await self.results.record(submitted.id, position=queue not in self.deep)
+        self.deep.note(queue, record)
+        return record
 
     async def held(self, job_id: str, wait_s: float, request: Request) -> JobRecord:
         """A job's record, after at most `wait_s` (and `wait_max_s`) seconds."""
@@ -89,8 +96,12 @@ async def submit(request: Request) -> Response:
     here = edge(request)
     preferences = headers.preferences(request.headers, here.settings.wait_max_s)
     key = headers.idempotency_key(request.headers)
-    submitted = await here.submitter.submit(await json_object(request), key)
-    record = await here.held(submitted.id, preferences.wait_s or 0, request)
+    body = await json_object(request)
+    submitted = await here.submitter.submit(body, key)
+    if preferences.wait_s:
+        record = await here.held(submitted.id, preferences.wait_s, request)
+    else:
+        record = await here.accepted(submitted, f"{body['kind']}:{body['model']}")
     out = {"Location": location(record.id)}
     if key and not submitted.created:
         out["Idempotent-Replayed"] = "true"

@@ -290,7 +290,9 @@ class JobOut(BaseModel):
     attempts: int = Field(description="Runs that failed and were handled.")
     max_attempts: int
     claims: int = Field(description="How often a worker took it.")
-    queue_position: int | None = Field(description="Of a waiting job: jobs expected to start before it.")
+    queue_position: int | None = Field(
+        description="Of a waiting job: 1 is next. Null in the answer to a submit when the queue is deep."
+    )
     waiting_for: str | None = Field(description="Of a waiting job: why it waits, in words.")
     error: ErrorOut | None
     usage: dict[str, int] | None = Field(

@@ -127,6 +127,15 @@ async def test_a_full_queue_answers_429_and_says_when_to_come_back(client: httpx
     assert response.json()["type"].endswith("#quota-exceeded")
 
 
+async def test_in_a_deep_queue_the_place_is_left_to_be_asked_for(client: httpx.AsyncClient) -> None:
+    records = [(await client.post("/v1/jobs", json=GENERATION)).json() for _ in range(60)]
+    assert [record["queue_position"] for record in records[:51]] == list(range(1, 52))
+    assert None in [record["queue_position"] for record in records[51:]]
+    last = (await client.get(records[-1]["links"]["self"])).json()
+    assert last["queue_position"] == 60
+    assert last["waiting_for"]
+
+
 async def test_the_documented_record_is_the_one_that_is_sent(client: httpx.AsyncClient) -> None:
     record = (await client.post("/v1/jobs", json=GENERATION)).json()
     assert JobOut.model_validate(record).model_dump(mode="json") == record
