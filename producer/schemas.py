@@ -233,7 +233,7 @@ class JobsQuery(Strict):
     kind: Literal["generation", "embedding"] | None = Field(None, description="Only jobs of this kind.")
     model: str | None = Field(None, max_length=64, description="Only jobs of this model.")
     user: str | None = Field(None, pattern=USER_PATTERN, description="Only this user's jobs.")
-    after: str | None = Field(None, pattern=r"^\d{1,19}-\d{1,19}$", description="`next` of the page before.")
+    after: str | None = Field(None, pattern=r"^[1-9]\d{0,15}-\d{1,19}$", description="`next` of the page before.")
     limit: int = Field(50, ge=1, le=200, description="Most jobs to answer.")
 
 

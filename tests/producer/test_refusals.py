@@ -236,7 +236,9 @@ async def test_a_missing_content_type_is_415(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "status=lost", "kind=x", "after=x", "foo=1"])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=201", "limit=x", "status=lost", "kind=x", "after=x", "after=0-0", "after=00-1", "foo=1"]
+)
 async def test_a_wrong_filter_is_named(client: httpx.AsyncClient, query: str) -> None:
     response = await client.get(f"/v1/jobs?{query}")
     assert response.status_code == 422
