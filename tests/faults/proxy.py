@@ -1,0 +1,80 @@
+"""A TCP proxy before Redis that cuts, delays, drops and half-opens connections on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from tests.redis_server import free_port
+
+
+class Proxy:
+    """Forwards to a port of this machine. Its moods hold for connections that are open and for those to come."""
+
+    def __init__(self, target: int) -> None:
+        self.port = free_port()
+        self.target = target
+        self.silent = False  # drop what comes, both ways, and keep connections open: a cut cable
+        self.half_open = False  # requests go through, replies do not
+        self.delay_s = 0.0  # hold every reply for so long
+        self.cut_replies: list[bytes] = []  # requests with such text are served, then their connection is cut
+        self.cuts = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        """Redis' address by way of this proxy."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def start(self) -> None:
+        """Listen."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    async def stop(self) -> None:
+        """Stop listening and cut everything."""
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        await self._server.wait_closed()
+
+    def cut(self) -> None:
+        """Break every open connection."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers |= {writer, far_writer}
+        doomed = asyncio.Event()
+        ways = (self._requests(reader, far_writer, doomed), self._replies(far_reader, writer, doomed))
+        tasks = [asyncio.ensure_future(way) for way in ways]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for one in (writer, far_writer):
+            one.transport.abort()
+        self._writers -= {writer, far_writer}
+
+    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                if any(text in data for text in self.cut_replies):
+                    doomed.set()
+                if not self.silent:
+                    writer.write(data)
+
+    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                if doomed.is_set():
+                    self.cuts += 1
+                    return
+                await asyncio.sleep(self.delay_s)
+                if not (self.silent or self.half_open):
+                    writer.write(data)
