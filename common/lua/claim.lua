@@ -1,22 +1,24 @@
 -- claim: hand a worker up to `want` ready jobs: lanes by weight, users by virtual time, and a lease on each.
 -- KEYS[1] shard prefix
 -- ARGV    queue, worker, request number, want, lease_ms, retention_ms, events_kept
--- returns per job: {id, claims, attempts, sequence number, entry, lane, user, timeout_ms, work, max_attempts}
+-- returns per job: {id, claims, attempts, sequence number, entry, lane, user, timeout_ms, work, max_attempts, suspect}
 -- atomic because a job must have its lease the moment it leaves the queue. The request number makes a retry after a
 --         lost reply return the same jobs; without it they would stand in progress with nobody to run them.
 -- include job.lua
+even_when_full()
 local queue, worker, request, want = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local LEASE_MS, RETENTION_MS, EVENTS_KEPT = tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local WEIGHTS = {high = 16, normal = 4, low = 1}
 local COST = 1 -- of a job, over WEIGHT of its user: both come with the tenants issue (design, section 5)
 local q = at(queue)
-local FIELDS = {'state', 'claims', 'attempts', 'work', 'timeout', 'history', 'expires', 'user', 'entry', 'tries'}
+local FIELDS = {'state', 'claims', 'attempts', 'work', 'timeout', 'history', 'expires', 'user', 'entry', 'tries',
+  'suspect'}
 local taken, leases, held = {}, {}, {}
 local budget = want + 1000 -- entries to look at: thousands of expired ones must not keep Redis busy in one call
 
 local function answer(id, job, lane, seq)
   return {id, tonumber(job[2] or 0), tonumber(job[3] or 0), seq, job[9], lane, job[8], tonumber(job[5]), job[4],
-    tonumber(job[10])}
+    tonumber(job[10]), tonumber(job[11] or 0)}
 end
 
 local function lease(id, job, lane)
@@ -63,11 +65,12 @@ local function take_returned(lane, k)
   while got < k and budget > 0 do
     local id = redis.call('LPOP', q .. lane .. ':returned')
     if not id then return got end
-    local place = redis.call('HMGET', P .. 'job:' .. id, 'user', 'entry')
+    local place = redis.call('HMGET', P .. 'job:' .. id, 'user', 'entry', 'suspect')
     if place[1] then
       local stream = stream_of(q, lane, place[1])
       redis.pcall('XCLAIM', stream, 'workers', worker, 0, place[2], 'JUSTID')
       got = got + take(id, place[2], stream, lane)
+      if place[3] then budget = 0 end -- its worker is to run it alone: hand out nothing behind it
     end
   end
   return got

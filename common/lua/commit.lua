@@ -7,6 +7,7 @@
 -- atomic because a worker that lost its lease must change nothing, and a result, its event and the end of the
 --         job's place in the queue must appear together.
 -- include job.lua
+even_when_full()
 local queue, worker, RETENTION_MS, EVENTS_KEPT = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local q = at(queue)
 local answers, entries, places, leases, closed = {}, {}, {}, {}, {}

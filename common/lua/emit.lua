@@ -5,6 +5,7 @@
 -- atomic because a worker that lost its lease must not write into a stream that another one continues. The sequence
 --         number is the entry's id: an event sent again after a lost reply is refused by the stream itself.
 -- include job.lua
+even_when_full()
 local mine, lost, told = {}, {}, {}
 
 local function owns(id, claims)

@@ -4,6 +4,7 @@
 -- returns {jobs ended, milliseconds until the next may expire (-1: none)}
 -- atomic because a job must not be claimed or committed between the look and the end.
 -- include job.lua
+even_when_full()
 local ids = redis.call('ZRANGEBYSCORE', P .. 'expiry', '-inf', NOW, 'LIMIT', 0, ARGV[1])
 for _, id in ipairs(ids) do
   end_job(id, 'expired', 'expired', 'its time to live ended before its result was there', ARGV[2])

@@ -4,6 +4,7 @@
 -- returns {jobs moved, milliseconds until the next is due (-1: none)}
 -- atomic because a due job must be moved once, however many schedulers look.
 -- include job.lua
+even_when_full()
 local ids = redis.call('ZRANGEBYSCORE', P .. 'due', '-inf', NOW, 'LIMIT', 0, ARGV[1])
 for _, id in ipairs(ids) do
   local key = P .. 'job:' .. id

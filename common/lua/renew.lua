@@ -5,6 +5,7 @@
 -- atomic because a lease must not end between being renewed and being reported. The fence is in the member's name:
 --         a stale worker's member is simply not there (XX), so that it can renew nothing.
 -- include job.lua
+even_when_full()
 local q, worker, until_ms = at(ARGV[1]), ARGV[2], NOW + ARGV[3]
 redis.call('ZADD', q .. 'workers', until_ms, worker)
 redis.call('SADD', P .. 'queues', ARGV[1])

@@ -4,6 +4,7 @@
 -- returns {jobs moved, milliseconds until the next lease may end (-1: none)}
 -- atomic because a lease that is renewed at this moment must either be renewed or be handed on, never both.
 -- include job.lua
+even_when_full()
 local LIMIT, MAX_DEATHS, RETENTION_MS, EVENTS_KEPT = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local moved, next_at = 0, nil
 
@@ -28,6 +29,8 @@ local function rescue(q, queue, held)
     end_job(id, 'failed', 'poisoned', reason, RETENTION_MS)
     park(id, queue, 'poisoned: ' .. reason)
   else
+    -- Whoever was running beside a job that kills its worker died with it. Before the last time, it runs alone.
+    if deaths == MAX_DEATHS - 1 then redis.call('HSET', key, 'suspect', 1) end
     give_back(id, q, job[4], job[5], job[6], claims, job[7], next_seq(id, job[7]))
     forget(stream_of(q, job[4], job[5]), job[8])
   end

@@ -4,6 +4,7 @@
 -- returns {entries removed, -1}
 -- atomic because an entry must go only if its record is gone at that moment.
 -- include job.lua
+even_when_full()
 local gone = {}
 for _, entry in ipairs(redis.call('XRANGE', P .. 'index', '-', '+', 'COUNT', ARGV[1])) do
   if redis.call('EXISTS', P .. 'job:' .. entry[2][2]) == 0 then append(gone, entry[1]) end
