@@ -63,6 +63,7 @@ class ClaimedJob(msgspec.Struct, frozen=True):
     kind: str
     model: str
     max_attempts: int = 3
+    suspect: bool = False  # the next death of its worker would park it: it runs alone, so that no other dies with it
 
     @property
     def lease(self) -> str:

@@ -376,7 +376,7 @@ def _submitted(spec: JobSpec, reply: list[Any]) -> Submitted:
 
 
 def _claimed(row: list[Any], kind: str, model: str) -> ClaimedJob:
-    job_id, claims, attempts, seq, entry, lane, user, timeout_ms, work, max_attempts = row
+    job_id, claims, attempts, seq, entry, lane, user, timeout_ms, work, max_attempts, suspect = row
     return ClaimedJob(
         job_id.decode(),
         claims,
@@ -390,6 +390,7 @@ def _claimed(row: list[Any], kind: str, model: str) -> ClaimedJob:
         kind,
         model,
         max_attempts,
+        suspect == 1,
     )
 
 

@@ -88,6 +88,7 @@ class Worker(ArqWorker):
         super().__init__(functions, **arq_settings)
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"  # never used again
         self.running: dict[str, Run] = {}
+        self._suspects: list[Run] = []
         self.stale = 0
         self._takes_job = {name: _takes_job(f.coroutine) for name, f in self.functions.items()}
         self._chunk = max(1, self.max_jobs // 3)  # three batches in flight: Redis and Python overlap
@@ -220,6 +221,8 @@ class Worker(ArqWorker):
                 return
 
     def _want(self) -> int:
+        if self._suspects:
+            return 0
         want = min(self._chunk, self.max_jobs - len(self.running))
         if self.burst and self.max_burst_jobs >= 0:
             want = min(want, self.max_burst_jobs - self._started())
@@ -244,9 +247,13 @@ class Worker(ArqWorker):
 
     def _start(self, job: ClaimedJob) -> None:
         now = time.monotonic()
-        row = self._table.hold(job.lease, now, now + job.timeout_s)
+        # A suspect's time begins when the others here have ended.
+        begins = max([now, *(run.deadline for run in self.running.values())]) if job.suspect else now
+        row = self._table.hold(job.lease, now, begins + job.timeout_s)
         ctx = self.ctx | {"job": job, "job_id": job.id, "job_try": job.attempts + 1}
-        self.running[job.lease] = run = Run(job, ctx, row, now)
+        self.running[job.lease] = run = Run(job, ctx, row, begins)
+        if job.suspect:
+            self._suspects.append(run)
         run.task = self.loop.create_task(self._run(run))
 
     # -- running one job: execute, outcome, commit
@@ -273,8 +280,15 @@ class Worker(ArqWorker):
             log.exception("job %s: %s", run.job.id, type(error).__name__)
             return self._failed(run, JobFailed("error", f"{type(error).__name__} in the job function", True))
 
+    async def _alone(self, run: Run) -> None:
+        await self._until(lambda: self._suspects[0] is run and len(self.running) == len(self._suspects))
+        run.since = time.monotonic()
+        run.deadline = min(run.deadline, run.since + run.job.timeout_s)
+
     async def _execute(self, run: Run) -> JobResult:
         job = run.job
+        if job.suspect:
+            await self._alone(run)
         if job.raw.startswith(b"@"):
             job = msgspec.structs.replace(job, raw=await self.queue.blobs.load(job.raw))
         try:
@@ -321,6 +335,8 @@ class Worker(ArqWorker):
         if self.running.pop(run.job.lease, None) is None:
             return
         self._table.clear(run.row)
+        if run in self._suspects:
+            self._suspects.remove(run)
         if outcome is not None:
             self._count(outcome)
         self._slot_free.set()

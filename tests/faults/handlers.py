@@ -59,6 +59,12 @@ async def sleep(ctx: dict[str, Any], job: ClaimedJob, s: float = 0.01) -> None:
         raise
 
 
+async def hold(ctx: dict[str, Any], job: ClaimedJob, file: str) -> None:
+    """Take as long as a file is there."""
+    while await asyncio.to_thread(os.path.exists, file):  # noqa: ASYNC110 - another process removes it
+        await asyncio.sleep(0.02)
+
+
 async def compute(ctx: dict[str, Any], job: ClaimedJob, s: float) -> dict[str, float]:
     """Compute in one call that holds the GIL the whole time: no other thread of this process gets a turn."""
     rate = 2_000_000
@@ -118,8 +124,9 @@ async def tick(ctx: dict[str, Any]) -> None:
     note("start", ctx["job"])
 
 
-DEEDS = {
+DEEDS: dict[str, Any] = {
     "sleep": sleep,
+    "hold": hold,
     "compute": compute,
     "tokens": tokens,
     "die": die,

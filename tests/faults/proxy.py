@@ -8,6 +8,9 @@ from contextlib import suppress
 from tests.redis_server import free_port
 
 
+Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+
+
 class Proxy:
     """Forwards to a port of this machine. Its moods hold for connections that are open and for those to come."""
 
@@ -20,7 +23,7 @@ class Proxy:
         self.cut_replies: list[bytes] = []  # requests with such text are served, then their connection is cut
         self.cuts = 0
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._writers: set[Writer] = set()
 
     @property
     def url(self) -> str:
@@ -43,7 +46,7 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: Reader, writer: Writer) -> None:
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
@@ -61,7 +64,9 @@ class Proxy:
             one.transport.abort()
         self._writers -= {writer, far_writer}
 
-    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event) -> None:
+    async def _requests(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event
+    ) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
                 if any(text in data for text in self.cut_replies):
@@ -69,7 +74,7 @@ class Proxy:
                 if not self.silent:
                     writer.write(data)
 
-    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event) -> None:
+    async def _replies(self, reader: Reader, writer: Writer, doomed: asyncio.Event) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
                 if doomed.is_set():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tests.worker.place import Gate, Place, until
+from common.scripts import execute
+from common.states import State
+from tests.worker.place import QUEUE, Gate, Place, until
 
 
 async def test_a_worker_holds_no_more_leases_and_entries_than_slots(place: Place) -> None:
@@ -87,6 +89,33 @@ async def test_a_slot_is_free_only_when_the_end_of_its_job_is_stored(place: Plac
     assert await place.leases() == 1
     held.set()
     await place.ends(jobs)
+
+
+async def test_a_job_whose_workers_died_runs_alone_before_it_is_parked(place: Place) -> None:
+    beside: dict[str, int] = {}
+    now = 0
+
+    async def work(ctx: dict[str, Any]) -> None:
+        nonlocal now
+        now += 1
+        beside[ctx["job_id"]] = now
+        await asyncio.sleep(0.05)
+        now -= 1
+
+    leases = f"{place.queue.keys.queue(QUEUE)}leases"
+    suspects = await place.submit_many(3)
+    for request in (1, 2):  # two workers die with them
+        died = await place.queue.claim(QUEUE, f"dead {request}", 3, request)
+        assert {job.id for job in died} == set(suspects)
+        await execute(place.queue.redis, "ZADD", leases, *[part for job in died for part in (1, job.lease)])
+        assert (await place.queue.rescue(place.queue.keys.of_queue(QUEUE))).moved == 3
+    others = await place.submit_many(12)
+    worker = await place.worker(work, max_jobs=6)
+    records = await place.ends(suspects + others)
+    assert {record.status for record in records} == {State.COMPLETED}
+    assert [beside[job] for job in suspects] == [1, 1, 1]
+    assert max(beside.values()) > 1, "the others did not wait for each other"
+    await until(lambda: not worker.running, "all slots are free")
 
 
 async def test_an_idle_worker_is_woken_by_the_bell(place: Place) -> None:
