@@ -61,9 +61,13 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncIterator[JobEvent], stopping: asyncio.Event, keep_alive_s: float = KEEP_ALIVE_S
+        self,
+        events: AsyncIterator[JobEvent],
+        stopping: asyncio.Event,
+        headers: Mapping[str, str] | None = None,
+        keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
-        super().__init__(headers=SSE_HEADERS)
+        super().__init__(headers={**SSE_HEADERS, **(headers or {})})
         del self.headers["content-length"]
         self.events = events
         self.stopping = stopping

@@ -43,6 +43,11 @@ def _seconds(text: str | None, most: int) -> int | None:
     return min(int(text[:9]), most) if text.isascii() and text.isdigit() else None
 
 
+def wants_events(headers: Headers) -> bool:
+    """Whether the caller would rather read the job's events than its record."""
+    return any(part.strip().lower().startswith("text/event-stream") for part in headers.get("accept", "").split(","))
+
+
 def idempotency_key(headers: Headers) -> str | None:
     """Read Idempotency-Key, quoted or bare; raises Refusal (400) for one that can not be a key."""
     given = headers.getlist("idempotency-key")

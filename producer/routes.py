@@ -90,7 +90,8 @@ def edge(request: Request) -> Edge:
 async def submit(request: Request) -> Response:
     """Accept a job, durably, and answer at once; with `Prefer: wait=N`, when it is done or N seconds are over.
 
-    With `Idempotency-Key` the same request sent again is answered with the same job (for 24 hours by
+    With `Accept: text/event-stream` the answer is the job's events (200), as at its `events` address; the job
+    goes on when the reader leaves. With `Idempotency-Key` the same request sent again is answered with the same job (for 24 hours by
     default); the same key with another request is refused (422). Keys of different users never meet.
     """
     here = edge(request)
@@ -98,13 +99,15 @@ async def submit(request: Request) -> Response:
     key = headers.idempotency_key(request.headers)
     body = await json_object(request)
     submitted = await here.submitter.submit(body, key)
+    out = {"Location": location(submitted.id)}
+    if key and not submitted.created:
+        out["Idempotent-Replayed"] = "true"
+    if headers.wants_events(request.headers):
+        return follow.EventStream(here.results.follow(submitted.id), here.stopping, out)
     if preferences.wait_s:
         record = await here.held(submitted.id, preferences.wait_s, request)
     else:
         record = await here.accepted(submitted, f"{body['kind']}:{body['model']}")
-    out = {"Location": location(record.id)}
-    if key and not submitted.created:
-        out["Idempotent-Replayed"] = "true"
     if applied := preferences.applied(record.terminal):
         out["Preference-Applied"] = applied
     if not record.terminal:

@@ -18,6 +18,8 @@ from pydantic import (
     JsonValue,
     PlainValidator,
     TypeAdapter,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -150,6 +152,8 @@ class GenerationParams(Strict):
     max_tokens: int | None = Field(
         None, ge=1, description="Most tokens to generate; with the prompt's they fit the model."
     )
+    min_tokens: int | None = Field(None, ge=0, description="Do not end before so many tokens; at most max_tokens.")
+    ignore_eos: bool | None = Field(None, description="Go on to max_tokens whatever the model thinks of it.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 always takes the likeliest token.")
     top_p: float | None = Field(
         None, gt=0, le=1, description="Sample from the likeliest tokens of this total probability."
@@ -167,6 +171,14 @@ class GenerationParams(Strict):
     repetition_penalty: float | None = Field(None, gt=0, le=2, description="Above 1: against repetition.")
     seed: int | None = Field(None, ge=0, le=SEED_MAX, description="Makes sampling repeatable.")
     stop: Stops | None = Field(None, description="Up to 4 texts of at most 64 characters that end the answer.")
+
+    @field_validator("min_tokens")
+    @classmethod
+    def _at_most_max_tokens(cls, value: int | None, info: ValidationInfo) -> int | None:
+        most = info.data.get("max_tokens")
+        if value and value > (most or 1):
+            raise ValueError(f"at most max_tokens, which is {most}" if most else "only together with max_tokens")
+        return value
 
 
 class EmbeddingInput(Strict):

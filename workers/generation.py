@@ -23,6 +23,8 @@ log = logging.getLogger("jarvis.generation")
 
 DEFAULT_MAX_TOKENS = 256
 SAMPLING = (
+    "min_tokens",
+    "ignore_eos",
     "temperature",
     "top_p",
     "top_k",

@@ -163,6 +163,7 @@ class VllmEngine:
         ended = resumed[-1] in whole.sampling_params.all_stop_token_ids
         detokenizer.update(resumed, ended)
         params.max_tokens -= len(resumed)
+        params.min_tokens = max(0, params.min_tokens - len(resumed))
         reason: FinishReason | None = "stop" if ended else "length" if params.max_tokens < 1 else None
         yield GenerationDelta(detokenizer.get_next_output_text(reason is not None, True), [], reason, prompt_tokens)
         if reason is not None:
@@ -193,12 +194,11 @@ async def _chat(llm: Any, messages: list[dict[str, str]]) -> Any:
 def _sampling(llm: Any, request: GenerationRequest, prompt_tokens: int) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    room = llm.model_config.max_model_len - prompt_tokens
-    return SamplingParams(
-        max_tokens=min(request.max_tokens, room),
-        output_kind=RequestOutputKind.DELTA,
-        **request.sampling,
-    )
+    max_tokens = min(request.max_tokens, llm.model_config.max_model_len - prompt_tokens)
+    sampling = dict(request.sampling)
+    if "min_tokens" in sampling:
+        sampling["min_tokens"] = min(sampling["min_tokens"], max_tokens)
+    return SamplingParams(max_tokens=max_tokens, output_kind=RequestOutputKind.DELTA, **sampling)
 
 
 def _reason(reason: str | None) -> FinishReason | None:
