@@ -91,8 +91,9 @@ async def submit(request: Request) -> Response:
     """Accept a job, durably, and answer at once; with `Prefer: wait=N`, when it is done or N seconds are over.
 
     With `Accept: text/event-stream` the answer is the job's events (200), as at its `events` address; the job
-    goes on when the reader leaves. With `Idempotency-Key` the same request sent again is answered with the same job (for 24 hours by
-    default); the same key with another request is refused (422). Keys of different users never meet.
+    goes on when the reader leaves. With `Idempotency-Key` the same request sent again is answered with the
+    same job (for 24 hours by default); the same key with another request is refused (422). Keys of different
+    users never meet.
     """
     here = edge(request)
     preferences = headers.preferences(request.headers, here.settings.wait_max_s)
