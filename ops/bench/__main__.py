@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _stop(number: int, _: object) -> None:
+    print(f"bench: stopped by {signal.Signals(number).name}", file=sys.stderr)
     sys.exit(128 + number)
 
 
