@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import StreamReader as Reader
+from asyncio import StreamWriter as Writer
 from contextlib import suppress
 
 from tests.redis_server import free_port
-
-
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 
 
 class Proxy:
