@@ -102,9 +102,9 @@ async def main() -> None:
         return
     order = msgspec.json.decode(line, type=Order)
     settings = Settings.model_validate(order.settings)
-    # A call that hangs must not cost more than one beat, or a lease would end behind it.
-    beat_s = settings.lease_s / BEATS_PER_LEASE
-    settings = settings.model_copy(update={"redis_timeout_s": min(settings.redis_timeout_s, beat_s)})
+    # A call that hangs must leave time for another within the lease.
+    hangs_s = settings.lease_s / 3
+    settings = settings.model_copy(update={"redis_timeout_s": min(settings.redis_timeout_s, hangs_s)})
     table = SlotTable(os.fdopen(order.fd, "r+b", buffering=0), order.slots)
     beat = asyncio.create_task(Beat(await Queue.connect(settings), order, table).run())
     worker_gone = asyncio.create_task(asyncio.to_thread(sys.stdin.buffer.read))
