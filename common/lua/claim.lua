@@ -69,8 +69,9 @@ local function take_returned(lane, k)
     if place[1] then
       local stream = stream_of(q, lane, place[1])
       redis.pcall('XCLAIM', stream, 'workers', worker, 0, place[2], 'JUSTID')
-      got = got + take(id, place[2], stream, lane)
-      if place[3] then budget = 0 end -- its worker is to run it alone: hand out nothing behind it
+      local ran = take(id, place[2], stream, lane)
+      got = got + ran
+      if ran == 1 and place[3] then budget = 0 end -- its worker is to run it alone: hand out nothing behind it
     end
   end
   return got

@@ -302,6 +302,20 @@ async def test_a_job_that_outlived_its_workers_too_often_is_parked_as_poisoned(m
     assert await world.redis.exists(world.stream()) == 0
 
 
+async def test_a_job_whose_next_death_would_park_it_ends_the_claim_it_is_in(make_world: MakeWorld) -> None:
+    world = make_world(max_deaths=3)
+    suspect = await world.submit()
+    for _ in range(2):
+        job = await world.claim_one()
+        assert not job.suspect
+        await world.rescue(job)
+    others = await world.submit_many(3)
+    (job,) = await world.claim(5)
+    assert (job.id, job.suspect) == (suspect, True)
+    assert await world.queue.wait_for_bell(QUEUE)  # for the jobs behind it
+    assert [other.id for other in await world.claim(5)] == others
+
+
 async def test_a_released_or_repeated_delivery_does_not_count_towards_poison(make_world: MakeWorld) -> None:
     world = make_world(max_deaths=2)
     await world.submit()

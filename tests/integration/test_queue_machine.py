@@ -168,17 +168,20 @@ class QueueMachine(RuleBasedStateMachine):
         claimed = self.wait_for(self.world.queue.claim(QUEUE, worker, count, request))
         if reply_lost:
             assert self.wait_for(self.world.queue.claim(QUEUE, worker, count, request)) == claimed
-        assert len(claimed) == min(count, len(ready))
+        # A job whose next death would park it ends the claim: nothing is handed out behind it.
+        cut_short = bool(claimed) and claimed[-1].suspect
+        assert len(claimed) == min(count, len(ready)) or (cut_short and len(claimed) < count)
         assert {one.id for one in claimed} <= {job.id for job in ready}
         for one in claimed:
             job = self.jobs[one.id]
             job.state, job.claims = State.IN_PROGRESS, job.claims + 1
             assert (one.claims, one.user, one.lane) == (job.claims, job.user, job.lane)
+            assert one.suspect == (job.deaths == MAX_DEATHS - 1)
             self.deliveries.append(Delivery(one, worker, one.seq))
         for job in self.of(State.QUEUED):  # a claim may have met those whose life has ended
             if job.outlived and self.plain.hget(self.world.job_key(job.id), "state") == "expired":
                 job.state = State.EXPIRED
-        if len(claimed) < count:
+        if len(claimed) < count and not cut_short:
             assert not [self.plain.exists(f"{self.world.q}{lane}:users") for lane in LANES].count(1)
 
     @precondition(lambda self: self.deliveries)
@@ -393,6 +396,11 @@ def test_random_moves_always_leave_books_that_add_up(redis_url: str) -> None:
     run_state_machine_as_test(
         QueueMachine,
         settings=profile(
-            max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, suppress_health_check=checks, database=None
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            report_multiple_bugs=False,
+            suppress_health_check=checks,
+            database=None,
         ),
     )
