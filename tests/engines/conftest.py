@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from workers.generation import generation
 
 SHIPPED = Path(__file__).parents[2] / "ops" / "models.toml"
 CONTEXT = 256
+
+
+def pytest_unconfigure() -> None:
+    """vLLM leaves its ZeroMQ context to the garbage collector, which pytest calls at its very end."""
+    warnings.filterwarnings("ignore", "Unclosed context", ResourceWarning)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

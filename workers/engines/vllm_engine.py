@@ -12,6 +12,7 @@ import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from functools import partial
 from typing import Any, cast
 
 from common.catalogue import Model
@@ -113,10 +114,13 @@ class VllmEngine:
 
     async def _stop(self) -> None:
         llm, self._llm = self._llm, None
-        if llm is not None:
-            await _in_thread(lambda: llm.shutdown(timeout=STOP_TIMEOUT_S))
-            del llm
-            gc.collect()  # else its __del__ runs when the interpreter has already taken vLLM's modules apart
+        if llm is None:
+            return
+        await _in_thread(partial(llm.shutdown, timeout=STOP_TIMEOUT_S))
+        if llm.output_handler is not None:
+            await asyncio.wait([llm.output_handler], timeout=1)
+        del llm
+        gc.collect()  # else its __del__ runs when the interpreter has already taken vLLM's modules apart
 
     async def _prompt_ids(self, llm: Any, request: GenerationRequest) -> list[int]:
         try:
