@@ -37,15 +37,19 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the worker to its end; returns the exit code."""
     args = parser().parse_args(argv)
+    from arq.constants import default_queue_name
+
     from common.errors import JarvisError
     from common.settings import load_settings
+    from workers.settings_class import effective_settings
 
     try:
         settings = load_settings(**({"slots": args.slots} if args.slots else {}))
         log_to_stderr("debug" if args.verbose else settings.log_level)
         kwargs = worker_settings(args.what, args.model, settings)
         if args.check:
-            return asyncio.run(check(kwargs["queue_name"], settings))
+            queue = kwargs.get("queue_name", default_queue_name)
+            return asyncio.run(check(queue, effective_settings(settings, kwargs)))
         if args.watch:
             return watch(args.watch, argv if argv is not None else sys.argv[1:])
         run(kwargs, burst=args.burst)
@@ -74,7 +78,10 @@ def worker_settings(what: str, model: str | None, settings: Settings) -> dict[st
     from common.catalogue import Catalogue
 
     catalogue = Catalogue.load(settings.catalogue)
-    chosen = catalogue.get(what, model) if model else catalogue.of_kind(what)[0]
+    models = catalogue.of_kind(what)
+    if not models:
+        raise SettingsInvalid(f"{settings.catalogue} has no {what} model")
+    chosen = catalogue.get(what, model) if model else models[0]
     if what == "generation":
         from workers.generation import settings_for
     else:
@@ -86,11 +93,16 @@ def run(kwargs: dict[str, Any], burst: bool) -> None:
     """Run on uvloop until a signal, or until nothing is left."""
     import uvloop
 
+    from common.errors import SettingsInvalid
     from workers.worker import create_worker
 
     loop = uvloop.new_event_loop()  # before the worker is made: its signal handlers go on this loop
     asyncio.set_event_loop(loop)
-    create_worker(kwargs, **({"burst": True} if burst else {})).run()
+    try:
+        worker = create_worker(kwargs, **({"burst": True} if burst else {}))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise SettingsInvalid(f"the settings class is wrong: {error}") from error
+    worker.run()
 
 
 async def check(queue: str, settings: Settings) -> int:

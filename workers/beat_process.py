@@ -60,7 +60,12 @@ class BeatProcess:
 
     async def _keep(self) -> None:
         while True:
-            process = await self._spawn()
+            try:
+                process = await self._spawn()
+            except OSError as error:
+                log.warning("the beat process cannot be started, trying again: %s", error)
+                await asyncio.sleep(0.5)
+                continue
             try:
                 await self._listen(process)
             finally:

@@ -250,6 +250,7 @@ class Worker(ArqWorker):
         # A suspect's time begins when the others here have ended.
         begins = max([now, *(run.deadline for run in self.running.values())]) if job.suspect else now
         row = self._table.hold(job.lease, now, begins + job.timeout_s)
+        log.debug("job %s starts, delivery %d", job.id, job.claims)
         ctx = self.ctx | {"job": job, "job_id": job.id, "job_try": job.attempts + 1}
         self.running[job.lease] = run = Run(job, ctx, row, begins)
         if job.suspect:
@@ -356,15 +357,16 @@ class Worker(ArqWorker):
     async def emit(self, job: ClaimedJob, event: str, data: dict[str, Any]) -> None:
         """Append an event to a running job's stream; written in order, together with those of other jobs."""
         run = self.running.get(job.lease)
-        if run is not None:
-            encoded = encode(data)  # first: data that cannot be encoded must not use up a number
-            run.seq += 1
-            await self.outbox.add_event(Event(job, run.seq, event, encoded))
+        if run is None or (event == "token" and self.outbox.extend(job, data)):
+            return
+        run.seq += 1
+        await self.outbox.add_event(Event(job, run.seq, event, data))
 
     async def _emitted(self, job: ClaimedJob) -> list[dict[str, Any]]:
         return await patiently(self.results.emitted, job.id)  # type: ignore[no-any-return]
 
     def _written(self, outcome: Outcome, answer: Answer) -> None:
+        log.debug("job %s: %s, %s", outcome.job.id, outcome.kind, answer)
         if answer == "lost":
             self.stale += 1
             log.warning("job %s: its lease was lost, this run's end was not stored", outcome.job.id)
