@@ -14,7 +14,7 @@ from subprocess import SubprocessError
 from typing import Any
 
 from ops.bench import alone, figures, web
-from ops.bench.harness import Harness, find
+from ops.bench.harness import OURS, Harness, find
 from ops.bench.report import queue_table
 from ops.bench.servers import BenchFailed
 
@@ -95,7 +95,9 @@ class Session:
         harness, options = self.harness, self.options
         if harness is None or options.idle_workers < 1:
             return
-        for name in rows:
+        for name in (
+            row for row in rows if row == "ours" or row not in OURS
+        ):  # our entries have one and the same worker
             look = partial(harness.idle, name, options.aof, options.idle_workers, options.idle_s)
             cost = self._tried(f"{name} idle", look)
             if cost:
