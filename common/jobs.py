@@ -5,11 +5,12 @@ All are frozen and encoded as JSON by msgspec; nothing is ever pickled.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import msgspec
 
-from common.states import State
+from common.states import STATES, State
 
 Priority = Literal["high", "normal", "low"]
 LANES: tuple[Priority, ...] = ("high", "normal", "low")
@@ -151,6 +152,23 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
         return self.finished_at is not None
 
 
+Step = tuple[int, State, float]  # sequence number, state, Unix seconds
+
+
+def parse_step(step: str) -> Step:
+    """One step of a job's history, as `common/lua/job.lua` writes it: `<seq><code><milliseconds>`."""
+    found = _STEP.fullmatch(step)
+    if found is None:
+        raise ValueError(f"{step!r} is not a step of a history")
+    return int(found[1]), STATES[found[2]], int(found[3]) / 1000
+
+
+def parse_history(text: str) -> list[Step]:
+    """Every state that a job has had, in order."""
+    return [parse_step(step) for step in text.split()]
+
+
+_STEP = re.compile(r"(\d+)([a-z])(\d+)")
 _work = msgspec.json.Decoder(Work)
 encode = msgspec.json.encode
 decode = msgspec.json.decode

@@ -6,7 +6,7 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P job:<id>              hash    the job's record
     P tokens:<id>           stream  its token and progress events, entry id = sequence number
     P events                stream  state events of the shard, capped; one entry per script call
-    P ticks                 stream  which jobs have new token events, capped short; wakes followers
+    P ticks                 stream  the newest token events of all jobs, capped short; what followers hear first
     P index                 stream  every job's id, in order of submission
     P expiry                zset    id -> when its ttl ends (ms)
     P due                   zset    id -> when a scheduled job becomes ready (ms)

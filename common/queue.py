@@ -81,7 +81,7 @@ class Event(NamedTuple):
     job: ClaimedJob
     seq: int
     event: str
-    data: bytes
+    data: dict[str, Any]
 
 
 class Swept(NamedTuple):
@@ -271,7 +271,7 @@ class Queue:
         """Append events of running jobs; returns the leases that are lost. Safe to repeat."""
         args: list[Any] = []
         for job, seq, event, data in events:
-            args += (job.id, job.claims, seq, event, data)
+            args += (job.id, job.claims, seq, event, encode(data))
         lost = await scripts.run(self.redis, "emit", self.keys.of_queue(queue), kept, *args)
         return [lease.decode() for lease in lost]
 

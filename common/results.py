@@ -7,7 +7,6 @@ read in one transaction, so that an event is never passed over.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -19,22 +18,19 @@ import redis.asyncio as redis
 from common import scripts
 from common.blobs import Blobs
 from common.errors import NotFound, StoreUnavailable
-from common.jobs import JobError, JobEvent, JobRecord, Priority, decode
+from common.jobs import JobError, JobEvent, JobRecord, Priority, Step, decode, parse_history
 from common.keys import Keys
 from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
-from common.states import STATES, TERMINAL, State
+from common.states import TERMINAL, State
 from common.wakes import Wakes
 
-_STEP = re.compile(r"(\d+)([a-z])(\d+)")
 _FIELDS = ["queue", "lane", "user", "state", "history", "expires", "due", "attempts", "claims", "tries", "worker"]
 _FIELDS += ["error", "usage", "metadata", "retry_of"]
 #: Upper bounds of the wait and run histograms, in seconds (`common/lua/job.lua` has the same); then +Inf.
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 #: Most index entries looked at for one page of a list: bounds what a narrow filter may cost.
 SCAN = 5_000
-
-History = list[tuple[int, State, float]]
 
 
 class StoredResult(msgspec.Struct, frozen=True):
@@ -127,12 +123,10 @@ class Results:
 
     async def wait(self, job_id: str, timeout_s: float) -> JobRecord:
         """The record as soon as it is terminal, or as it stands when the time is over."""
-        record = await self.record(job_id, position=False)
-        if not record.terminal:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s), aclosing(self.follow(job_id)) as events:
-                    async for _ in events:
-                        pass
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), aclosing(self.follow(job_id)) as events:
+                async for _ in events:
+                    pass
         return await self.record(job_id)
 
     async def events(self, job_id: str, after: int = 0) -> list[JobEvent]:
@@ -160,21 +154,23 @@ class Results:
         Outlives restarts of Redis. Raises NotFound when there is no such job (any more).
         """
         self._of(job_id)
-        async with self.wakes.listen(job_id) as wake:
-            over = False
+        async with self.wakes.listen(job_id) as listener:
+            events = await self._patiently(job_id, after)
             while True:
-                wake.clear()
-                events = await self._patiently(job_id, after)
                 for event in events:
                     yield event
                     after = event.seq
-                if _ended(events) or (over and not events):
+                if _ended(events):
                     return
-                # It may have ended since the events were read: then they are read once more before leaving.
-                over = not events and await self._over(job_id)
-                if not events and not over:
-                    with suppress(TimeoutError):  # the look every few seconds is a safety net, not the mechanism
-                        await asyncio.wait_for(wake.wait(), self.settings.bell_timeout_s)
+                if not events and await self._over(job_id):
+                    # It may have ended since the events were read: they are read once more before leaving.
+                    events = await self._patiently(job_id, after)
+                    if not events:
+                        return
+                    continue
+                # The look every few seconds is a safety net, not the mechanism.
+                heard = await listener.news(after, self.settings.bell_timeout_s)
+                events = heard or await self._patiently(job_id, after)
 
     async def _patiently(self, job_id: str, after: int) -> list[JobEvent]:
         while True:
@@ -300,11 +296,6 @@ def _below(cursor: str | None, shard: int) -> str:
     return f"{at}-{seq}" if shard < its_shard else f"({at}-{seq}"
 
 
-def parse_history(text: str) -> History:
-    """A job's history: (sequence number, state, Unix seconds) of every state it has had."""
-    return [(int(seq), STATES[code], int(ms) / 1000) for seq, code, ms in _STEP.findall(text)]
-
-
 def _record(job_id: str, values: list[bytes | None]) -> JobRecord:
     texts = {name: value.decode() for name, value in zip(_FIELDS, values, strict=True) if value is not None}
     history = parse_history(texts["history"])
@@ -340,7 +331,7 @@ def _record(job_id: str, values: list[bytes | None]) -> JobRecord:
     )
 
 
-def _last(history: History, state: State) -> float | None:
+def _last(history: list[Step], state: State) -> float | None:
     return next((at for _, was, at in reversed(history) if was == state), None)
 
 

@@ -1,7 +1,7 @@
-"""One blocking reader per shard tells every follower in this process that its job has news.
+"""One blocking reader per shard brings the news of all jobs to their followers in this process.
 
-It only wakes; what happened is read from the job itself. A missed or doubled wake therefore costs a read, never
-an event.
+What it brings is only ever a short cut: a follower takes news that continue its numbers without a gap, and reads
+the job itself whenever they do not. News that are missed, doubled or late therefore cost a read, never an event.
 """
 
 from __future__ import annotations
@@ -14,29 +14,65 @@ from typing import Any
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
+from common.jobs import JobEvent, decode, parse_step
+from common.states import State
+
+#: News that a follower may leave unread before it has to read the job itself.
+UNREAD = 1_000
+
+
+class Listener:
+    """What one follower hears of one job."""
+
+    def __init__(self) -> None:
+        self._wake = asyncio.Event()
+        self._unread: dict[int, JobEvent] = {}
+        self._must_look = False
+
+    def tell(self, event: JobEvent | None) -> None:
+        """Here is an event, or (None) something that only the job itself can tell."""
+        if event is None or len(self._unread) >= UNREAD:
+            self._must_look = True
+        else:
+            self._unread[event.seq] = event
+        self._wake.set()
+
+    async def news(self, after: int, timeout_s: float) -> list[JobEvent]:
+        """The next events after number `after`; none when the job itself must be read (or the time is over)."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
+        self._wake.clear()
+        must_look, self._must_look = self._must_look, False
+        unread, self._unread = self._unread, {}
+        fresh = sorted(seq for seq in unread if seq > after)
+        if must_look or fresh != list(range(after + 1, after + 1 + len(fresh))):
+            return []
+        return [unread[seq] for seq in fresh]
+
 
 class Wakes:
-    """Followers by job id, and the readers that wake them."""
+    """Followers by job id, and the readers that tell them."""
 
     def __init__(self, client: redis.Redis, prefixes: list[str], block_s: float) -> None:
         self._redis = client
         self._prefixes = prefixes
         self._block_ms = int(block_s * 1000)
-        self._listeners: dict[str, set[asyncio.Event]] = {}
+        self._listeners: dict[str, set[Listener]] = {}
         self._readers: list[asyncio.Task[None]] = []
         self._started: list[asyncio.Event] = []
 
     @asynccontextmanager
-    async def listen(self, job_id: str) -> AsyncIterator[asyncio.Event]:
-        """An event that is set whenever the job may have news; set nothing is missed from here on."""
-        wake = asyncio.Event()
-        self._listeners.setdefault(job_id, set()).add(wake)
+    async def listen(self, job_id: str) -> AsyncIterator[Listener]:
+        """What a follower listens with; it hears everything from here on."""
+        listener = Listener()
+        self._listeners.setdefault(job_id, set()).add(listener)
         try:
             await self._start()
-            yield wake
+            yield listener
         finally:
             listeners = self._listeners[job_id]
-            listeners.discard(wake)
+            listeners.discard(listener)
             if not listeners:
                 del self._listeners[job_id]
 
@@ -54,7 +90,8 @@ class Wakes:
             self._readers = [asyncio.create_task(self._read(prefix, started)) for prefix, started in pairs]
         for started in self._started:
             with suppress(TimeoutError):  # Redis is away: followers look for themselves until it is back
-                await asyncio.wait_for(started.wait(), 1)
+                async with asyncio.timeout(1):
+                    await started.wait()
 
     async def _read(self, prefix: str, started: asyncio.Event) -> None:
         streams: Any = {}
@@ -63,10 +100,11 @@ class Wakes:
                 if not streams:
                     streams = await self._ends(prefix)
                     started.set()
-                    self._wake(list(self._listeners))  # whatever happened while nobody read
+                    for job_id in list(self._listeners):  # whatever happened while nobody read
+                        self._tell(job_id, None)
                 for stream, entries in await self._redis.xread(streams, block=self._block_ms):
                     streams[stream.decode()] = entries[-1][0]
-                    self._wake(_jobs(entries))
+                    self._pass_on(entries)
             except (RedisError, OSError):
                 streams = {}
                 await asyncio.sleep(0.1)
@@ -77,16 +115,25 @@ class Wakes:
         last = [await self._redis.xrevrange(name, count=1) for name in names]
         return {name: entries[0][0] if entries else b"0-0" for name, entries in zip(names, last, strict=True)}
 
-    def _wake(self, jobs: list[str]) -> None:
-        for job_id in jobs:
-            for wake in self._listeners.get(job_id, ()):
-                wake.set()
+    def _pass_on(self, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
+        for _, fields in entries:
+            for name, news in fields.items():
+                job_id = name.decode()
+                if job_id in self._listeners:
+                    self._tell(job_id, _event(news))
+
+    def _tell(self, job_id: str, event: JobEvent | None) -> None:
+        for listener in self._listeners.get(job_id, ()):
+            listener.tell(event)
 
 
-def _jobs(entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[str]:
-    found = []
-    for _, fields in entries:
-        ticked = fields.get(b"j")
-        names = ticked.split() if ticked is not None else fields
-        found += [name.decode() for name in names]
-    return found
+def _event(news: bytes) -> JobEvent | None:
+    """An event out of a stream's field: `<seq> <event> <data>`, or a step of a history."""
+    seq, space, rest = news.partition(b" ")
+    if space:
+        event, _, data = rest.partition(b" ")
+        return JobEvent(int(seq), event.decode(), decode(data))
+    number, state, at = parse_step(news.decode())
+    if state in (State.FAILED, State.CANCELLED, State.EXPIRED):
+        return None  # why is in the record
+    return JobEvent(number, "state", {"status": state.value, "at": at})

@@ -6,14 +6,14 @@
 --         number is the entry's id: an event sent again after a lost reply is refused by the stream itself.
 -- include job.lua
 even_when_full()
-local mine, lost, told = {}, {}, {}
+local mine, lost, news = {}, {}, {}
 
 local function owns(id, claims)
   local held = id .. ':' .. claims
   if mine[held] == nil then
     local job = redis.call('HMGET', P .. 'job:' .. id, 'state', 'claims')
     mine[held] = job[1] == 'in_progress' and job[2] == claims
-    append(mine[held] and told or lost, mine[held] and id or held)
+    if not mine[held] then append(lost, held) end
   end
   return mine[held]
 end
@@ -21,8 +21,10 @@ end
 for i = 2, #ARGV, 5 do
   local id = ARGV[i]
   if owns(id, ARGV[i + 1]) then
-    redis.pcall('XADD', P .. 'tokens:' .. id, 'MAXLEN', '~', ARGV[1], ARGV[i + 2] .. '-0', 'e', ARGV[i + 3], 'd', ARGV[i + 4])
+    local seq, event, data = ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+    redis.pcall('XADD', P .. 'tokens:' .. id, 'MAXLEN', '~', ARGV[1], seq .. '-0', 'e', event, 'd', data)
+    append(news, id, seq .. ' ' .. event .. ' ' .. data)
   end
 end
-if #told > 0 then redis.call('XADD', P .. 'ticks', 'MAXLEN', '~', 1000, '*', 'j', table.concat(told, ' ')) end
+if #news > 0 then redis.call('XADD', P .. 'ticks', 'MAXLEN', '~', 1000, '*', unpack(news)) end
 return lost

@@ -417,7 +417,7 @@ async def test_events_of_a_run_stand_between_its_states_without_a_gap(world: Wor
     job_id = await world.submit()
     job = await world.claim_one()
     assert await world.emit(job, "a", "b", "c") == []
-    await world.queue.emit(QUEUE, [Event(job, job.seq + 4, "progress", b'{"done":0.5}')])
+    await world.queue.emit(QUEUE, [Event(job, job.seq + 4, "progress", {"done": 0.5})])
     await world.commit(Outcome.done(job, job.seq + 4, JobResult({"text": "abc"})))
     events = await world.results.events(job_id)
     assert [event.seq for event in events] == list(range(1, 8))
@@ -440,7 +440,7 @@ async def test_a_worker_without_the_lease_writes_no_event(world: World) -> None:
     await world.submit_many(2)
     stale, other = await world.claim(2)
     await world.rescue(stale)
-    lost = await world.queue.emit(QUEUE, [Event(job, job.seq + 1, "token", b"{}") for job in (stale, other, stale)])
+    lost = await world.queue.emit(QUEUE, [Event(job, job.seq + 1, "token", {}) for job in (stale, other, stale)])
     assert lost == [stale.lease]
     assert await world.results.emitted(stale.id) == []
     assert len(await world.results.emitted(other.id)) == 1

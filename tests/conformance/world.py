@@ -106,7 +106,7 @@ class World:
     async def emit(self, job: ClaimedJob, *texts: str, start: int | None = None) -> list[str]:
         """Append token events, numbered after the job's last known event."""
         first = (job.seq if start is None else start) + 1
-        tokens = [Event(job, first + i, "token", encode({"text": text})) for i, text in enumerate(texts)]
+        tokens = [Event(job, first + i, "token", {"text": text}) for i, text in enumerate(texts)]
         return await self.queue.emit(QUEUE, tokens)
 
     async def renew(self, *leases: str, worker: str = "worker-1") -> list[str]:

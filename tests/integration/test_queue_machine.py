@@ -31,9 +31,8 @@ from hypothesis.stateful import (
 
 from common import scripts
 from common.errors import IdempotencyMismatch, NotAllowedNow
-from common.jobs import LANES, ClaimedJob, JobError, encode
+from common.jobs import LANES, ClaimedJob, JobError, encode, parse_history
 from common.queue import Event, Key, Outcome
-from common.results import parse_history
 from common.settings import Settings
 from common.states import TERMINAL, TRANSITIONS, State
 from tests.conformance.world import QUEUE, World, spec
@@ -221,7 +220,7 @@ class QueueMachine(RuleBasedStateMachine):
         """A lease, perhaps a stale one, is used to write tokens."""
         delivery = self.delivery(place)
         claimed = delivery.claimed
-        events = [Event(claimed, delivery.seq + 1 + i, "token", encode({"text": text})) for i, text in enumerate(texts)]
+        events = [Event(claimed, delivery.seq + 1 + i, "token", {"text": text}) for i, text in enumerate(texts)]
         lives = self.lives(delivery)
         for _ in range(1 + twice):
             lost = self.wait_for(self.world.queue.emit(QUEUE, events))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from common import scripts
+from common.jobs import JobEvent
 from common.settings import Settings
-from common.wakes import Wakes
+from common.wakes import UNREAD, Listener, Wakes
 from tests.conformance.world import World
 from tests.redis_server import RedisServer
 
@@ -33,28 +34,76 @@ async def wakes(world: World) -> AsyncIterator[Wakes]:
     await wakes.close()
 
 
-async def woken(wake: asyncio.Event, timeout_s: float = 5.0) -> None:
+async def woken(listener: Listener, timeout_s: float = 5.0) -> None:
     """Wait for a wake and take it."""
-    await asyncio.wait_for(wake.wait(), timeout_s)
-    wake.clear()
+    await asyncio.wait_for(listener._wake.wait(), timeout_s)
+    listener._wake.clear()
+
+
+def numbered(*numbers: int) -> list[JobEvent]:
+    """Token events with these numbers."""
+    return [JobEvent(number, "token", {"text": str(number)}) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("told", "after", "heard"),
+    [
+        ([3, 4], 2, [3, 4]),
+        ([4, 3], 2, [3, 4]),  # the state stream and the token stream are read one after the other
+        ([3, 3, 4], 2, [3, 4]),  # an emit sent again
+        ([1, 2, 3], 2, [3]),  # the follower has read those itself meanwhile
+        ([4, 5], 2, []),  # 3 was missed
+        ([3, 5], 2, []),
+        ([], 2, []),
+    ],
+)
+async def test_a_follower_takes_only_news_that_leave_no_gap(told: list[int], after: int, heard: list[int]) -> None:
+    listener = Listener()
+    for event in numbered(*told):
+        listener.tell(event)
+    assert [event.seq for event in await listener.news(after, 0.01)] == heard
+
+
+async def test_news_without_their_event_and_too_many_news_send_the_follower_to_the_job_itself() -> None:
+    listener = Listener()
+    listener.tell(numbered(3)[0])
+    listener.tell(None)
+    assert await listener.news(2, 1) == []
+    for event in numbered(*range(3, 3 + UNREAD + 1)):
+        listener.tell(event)
+    assert await listener.news(2, 1) == []
+    listener.tell(numbered(3)[0])
+    assert [event.seq for event in await listener.news(2, 1)] == [3]
+
+
+async def test_the_readers_bring_states_and_tokens_themselves(world: World, wakes: Wakes) -> None:
+    job_id = await world.submit()
+    async with wakes.listen(job_id) as listener:
+        await listener.news(0, 0.2)  # the first look of the reader
+        job = await world.claim_one()
+        assert [event.data["status"] for event in await listener.news(1, 5)] == ["in_progress"]
+        await world.emit(job, "a")
+        assert [event.data["text"] for event in await listener.news(2, 5)] == ["a"]
+        await world.queue.cancel(job_id)
+        assert await listener.news(3, 5) == []  # why it ended is in the record
 
 
 async def test_a_move_wakes_the_followers_of_its_job_and_no_others(world: World, wakes: Wakes) -> None:
     one, other = await world.submit(1), await world.submit(2)
     async with wakes.listen(one) as first, wakes.listen(one) as second, wakes.listen(other) as third:
         for wake in (first, second, third):
-            wake.clear()
+            wake._wake.clear()
         await world.queue.cancel(one)
         await woken(first)
         await woken(second)
-        assert not third.is_set()
+        assert not third._wake.is_set()
 
 
 async def test_tokens_wake_their_followers(world: World, wakes: Wakes) -> None:
     job_id = await world.submit()
     job = await world.claim_one()
     async with wakes.listen(job_id) as wake:
-        wake.clear()
+        wake._wake.clear()
         await world.emit(job, "a")
         await woken(wake)
 
@@ -62,8 +111,8 @@ async def test_tokens_wake_their_followers(world: World, wakes: Wakes) -> None:
 async def test_one_call_that_moves_many_jobs_wakes_all_of_them(world: World, wakes: Wakes) -> None:
     ids = await world.submit_many(3)
     async with wakes.listen(ids[0]) as first, wakes.listen(ids[2]) as last:
-        first.clear()
-        last.clear()
+        first._wake.clear()
+        last._wake.clear()
         await world.claim(3)
         await woken(first)
         await woken(last)
@@ -74,7 +123,7 @@ async def test_each_shard_has_one_reader(world: World, wakes: Wakes) -> None:
     assert {job_id[4:6] for job_id in ids} == {"00", "01"}
     for job_id in ids:
         async with wakes.listen(job_id) as wake:
-            wake.clear()
+            wake._wake.clear()
             await world.queue.cancel(job_id)
             await woken(wake)
     assert len(wakes._readers) == 2
@@ -84,7 +133,7 @@ async def test_nothing_is_missed_between_two_reads(world: World, wakes: Wakes) -
     job_id = await world.submit()
     job = await world.claim_one()
     async with wakes.listen(job_id) as wake:
-        wake.clear()
+        wake._wake.clear()
         for i in range(100):
             await world.emit(job, "t", start=job.seq + i)
             await woken(wake)
@@ -97,7 +146,7 @@ async def test_closed_readers_start_again_when_somebody_listens(world: World, wa
     await wakes.close()
     assert wakes._readers == []
     async with wakes.listen(job_id) as wake:
-        wake.clear()
+        wake._wake.clear()
         await world.queue.cancel(job_id)
         await woken(wake)
 
@@ -107,7 +156,7 @@ async def test_a_cut_connection_wakes_everyone_to_look_for_themselves(
 ) -> None:
     job_id = await world.submit()
     async with wakes.listen(job_id) as wake:
-        wake.clear()
+        wake._wake.clear()
         with redis_server.client() as plain:
             plain.client_kill_filter(_type="normal", skipme=True)
         await woken(wake)
@@ -123,7 +172,7 @@ async def test_listening_while_redis_is_away_waits_only_a_moment(
     server.kill9()
     wakes = Wakes(world.redis, world.queue.keys.prefixes(), 0.2)
     async with asyncio.timeout(5), wakes.listen(job_id) as wake:
-        assert not wake.is_set()
+        assert not wake._wake.is_set()
         server.start()
         await woken(wake)
     await wakes.close()

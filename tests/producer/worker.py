@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from common.errors import JobFailed
 from common.jobs import ClaimedJob, JobResult
 from common.queue import Event, Outcome, Queue
@@ -60,7 +58,7 @@ class PlayedWorker:
     async def emit(self, job: ClaimedJob, event: str, data: dict[str, Any]) -> None:
         """Emit one event."""
         self.last_seq[job.id] += 1
-        written = Event(job, self.last_seq[job.id], event, msgspec.json.encode(data))
+        written = Event(job, self.last_seq[job.id], event, data)
         assert await self.queue.emit(self.name, [written]) == []
 
     async def finish(self, job: ClaimedJob, output: dict[str, Any] | None = None) -> None:
