@@ -357,7 +357,10 @@ class Worker(ArqWorker):
     async def emit(self, job: ClaimedJob, event: str, data: dict[str, Any]) -> None:
         """Append an event to a running job's stream; written in order, together with those of other jobs."""
         run = self.running.get(job.lease)
-        if run is None or (event == "token" and self.outbox.extend(job, data)):
+        if run is None:
+            return
+        encode(data)  # what cannot be written fails its job here, not the writer of all jobs
+        if event == "token" and self.outbox.extend(job, data):
             return
         run.seq += 1
         await self.outbox.add_event(Event(job, run.seq, event, data))
