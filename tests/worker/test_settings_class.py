@@ -12,9 +12,8 @@ from arq.connections import RedisSettings
 from arq.worker import FailedJobs, Retry, func
 
 from common.jobs import ClaimedJob, JobResult
-from common.scripts import execute
 from common.settings import Settings
-from tests.worker.place import KIND, MODEL, QUEUE, Place, until
+from tests.worker.place import KIND, MODEL, QUEUE, Gate, Place, until
 from workers.settings_class import get_kwargs
 from workers.worker import Worker, create_worker, run_worker
 
@@ -252,16 +251,21 @@ async def test_a_cron_job_that_fails_is_not_run_again_before_its_next_tick(place
     assert runs == 1
 
 
-async def test_cron_jobs_outlive_a_full_queue(place: Place, settings: Settings) -> None:
+async def test_cron_jobs_outlive_a_full_queue(
+    place: Place, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     ran = asyncio.Event()
+    gate = Gate()
 
     async def tick(ctx: dict[str, Any]) -> None:
         ran.set()
 
+    await place.submit_many(2)  # one runs, one waits: with a bound of 1 the queue is full
     bounded = settings.model_copy(update={"max_depth": 1})
-    await place.submit(function="nothing of ours", delay_s=3600)  # scheduled jobs do not fill it
-    await execute(place.queue.redis, "HSET", f"{place.queue.keys.queue(QUEUE)}meta", "depth:high", 5)
-    await place.worker(cron_jobs=[cron(tick, second=set(range(60)))], settings=bounded, max_jobs=1)
+    each_second = cron(tick, second=set(range(60)))
+    await place.worker(gate.function, cron_jobs=[each_second], settings=bounded, max_jobs=1)
+    await until(lambda: "is left out" in caplog.text, "a tick is left out")
+    gate.open.set()
     await asyncio.wait_for(ran.wait(), 20)
 
 

@@ -1,0 +1,190 @@
+"""`python -m tests.faults.mutants`: each promise is broken on purpose in a copy of the tree, and its test must fail.
+
+First all named tests must pass on the copy as it is. A mutant whose text is not found exactly once is an error, so
+that the list cannot rot unseen.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("common", "workers", "scheduler", "producer", "ops", "tests", "pyproject.toml", "Procfile")
+STOPPING = "tests/worker/test_stopping.py"
+ALIVE = "tests/faults/test_alive_or_not.py"
+ONCE = "tests/faults/test_once.py"
+
+
+class Mutant(NamedTuple):
+    """One promise broken."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = (
+    Mutant(
+        "commit without fence",
+        "common/lua/commit.lua",
+        "if job[1] ~= 'in_progress' or job[2] ~= claims then",
+        "if not job[1] then",
+        f"{STOPPING}::test_the_commit_of_a_stale_run_changes_nothing",
+    ),
+    Mutant(
+        "emit without fence",
+        "common/lua/emit.lua",
+        "mine[held] = job[1] == 'in_progress' and job[2] == claims",
+        "mine[held] = true",
+        "tests/worker/test_events.py::test_events_of_a_lost_lease_are_not_written_and_stop_the_run",
+    ),
+    Mutant(
+        "beat in the worker's own loop",
+        "workers/worker.py",
+        "self.beat = BeatProcess(",
+        "self.beat = __import__('tests.worker.place', fromlist=['']).InlineBeat(",
+        f"{ALIVE}::test_2_a_long_job_and_one_that_holds_the_gil_run_once",
+    ),
+    Mutant(
+        "a beat that renews once",
+        "workers/beat.py",
+        "if not is_stopped(self._order.pid):",
+        "if not self._ready:",
+        f"{ALIVE}::test_2_a_long_job_and_one_that_holds_the_gil_run_once",
+    ),
+    Mutant(
+        "a beat that renews for a stopped worker",
+        "workers/beat.py",
+        "if not is_stopped(self._order.pid):",
+        "if self._order.pid:",
+        f"{ALIVE}::test_3_a_stopped_worker_that_goes_on_stops_its_work_within_a_second",
+    ),
+    Mutant(
+        "a beat that renews beyond the timeout",
+        "workers/beat.py",
+        "if row.deadline > now",
+        "if row.lease",
+        f"{ALIVE}::test_a_run_longer_than_its_timeout_is_not_kept_alive",
+    ),
+    Mutant(
+        "claim without request number",
+        "common/lua/claim.lua",
+        "if kept and string.match(kept, '^%S+') == request then again(kept) else claim() end",
+        "claim()",
+        f"{ONCE}::test_9_a_lost_claim_reply_leaves_no_job_that_nobody_runs",
+    ),
+    Mutant(
+        "release counts an attempt",
+        "workers/worker.py",
+        "return Outcome.release(run.job, run.seq)",
+        "return self._failed(run, JobFailed('shutdown', 'the worker stops', True, 0))",
+        f"{STOPPING}::test_a_drain_gives_a_long_job_back_without_counting_an_attempt",
+    ),
+    Mutant(
+        "rescue without counting deaths",
+        "common/lua/rescue.lua",
+        "local deaths = (job[3] or 0) + 1",
+        "local deaths = 1",
+        "tests/faults/test_poison.py::test_4_a_job_that_kills_its_worker_is_parked_after_three_deaths",
+    ),
+    Mutant(
+        "suspects run beside others",
+        "workers/worker.py",
+        "await self._alone(run)",
+        "pass",
+        "tests/worker/test_holding.py::test_a_job_whose_workers_died_runs_alone_before_it_is_parked",
+    ),
+    Mutant(
+        "submit without idempotency key",
+        "common/lua/submit.lua",
+        "local kept = digest ~= '' and redis.call('GET', P .. 'idem:' .. digest)",
+        "local kept = false",
+        f"{ONCE}::test_9_one_key_is_one_job_however_often_it_is_sent_and_however_many_replies_are_lost",
+    ),
+    Mutant(
+        "submit sent again is another job",
+        "common/lua/submit.lua",
+        "if redis.call('EXISTS', P .. 'job:' .. id) == 1 then return {'same', id} end",
+        "",
+        f"{ONCE}::test_9_a_retrying_submitter_makes_one_entry_of_each_job",
+    ),
+    Mutant(
+        "a stop that may come before the task's first step",
+        "workers/worker.py",
+        "asyncio.get_running_loop().call_soon(self.task.cancel)",
+        "self.task.cancel()",
+        f"{STOPPING}::test_a_cancel_that_meets_the_claim_costs_no_slot",
+    ),
+    Mutant(
+        "redis-py's own way of writing",
+        "common/scripts.py",
+        "    async def send_packed_command(",
+        "    async def another_name(",
+        f"{STOPPING}::test_a_cancel_that_comes_as_a_write_ends_is_not_swallowed",
+    ),
+    Mutant(
+        "a drain that takes more jobs",
+        "workers/worker.py",
+        "while not self._draining.is_set():",
+        "while not self._hurry.is_set():",
+        f"{STOPPING}::test_a_drain_lets_short_jobs_finish_and_takes_no_more",
+    ),
+)
+
+
+def main(wanted: list[str]) -> int:
+    """Run the mutants whose names contain one of the words (all without any); returns how many survived."""
+    mutants = [one for one in MUTANTS if not wanted or any(word in one.what for word in wanted)]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in COPIED:
+            _copy(ROOT / name, tree / name)
+        if not passes(tree, sorted({one.test for one in mutants}), seconds=600):
+            print("the tests do not pass without a mutant: nothing can be said")
+            return 1
+        survivors = [one for one in mutants if survives(tree, one)]
+    print(f"mutants={len(mutants)} killed={len(mutants) - len(survivors)} survived={len(survivors)}")
+    return len(survivors)
+
+
+def survives(tree: Path, mutant: Mutant) -> bool:
+    """Whether the mutant's test passes all the same."""
+    file = tree / mutant.file
+    text = file.read_text()
+    if text.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.what}: found {text.count(mutant.old)} times in {mutant.file}: {mutant.old}")
+    started = time.monotonic()
+    file.write_text(text.replace(mutant.old, mutant.new))
+    try:
+        survived = passes(tree, [mutant.test], seconds=60)
+    finally:
+        file.write_text(text)
+    print(f"{'SURVIVED' if survived else 'killed'}  {mutant.what}  ({time.monotonic() - started:.0f} s)", flush=True)
+    return survived
+
+
+def passes(tree: Path, tests: list[str], seconds: int) -> bool:
+    """Whether these tests pass in a tree."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--timeout={seconds}", *tests]
+    return subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy(source, target)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
