@@ -11,7 +11,7 @@ import hashlib
 import random
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,8 @@ OPENINGS = (
     "Hi! ",
 )
 CLOSINGS = (
-    " please", ", please", " Thanks!", "??", " Please be brief.", " In one sentence.", " in Jarvis", "!", " exactly",
+    " please", ", please", " Thanks!", "??", " Please be brief.", " Answer in one sentence.",
+    " In short.", " in Jarvis", "!", " exactly",
 )
 FRAMES = (
     "Q: {}\nA:", "Question: {}\nAnswer:", "User: {}\nAssistant:", "### {}\n", "{}\n", "{} ", "{}\n\n", "Q: {}\nA: ",
@@ -45,6 +46,7 @@ SYSTEMS = (
     "You answer questions about the documentation.",
 )
 # fmt: on
+LETTERS = "abcdefghijklmnopqrstuvwxyz    0123456789=+-*/?!.,()"
 FILLERS = frozenset("a an the is are do does i me my of to in what how can you it when if for please".split())
 
 
@@ -96,6 +98,10 @@ def fingerprint(digests: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
 
 
+def _words(phrasings: Iterable[str]) -> list[str]:
+    return [word for phrasing in phrasings for word in phrasing.split()]
+
+
 def texts(entries: list[Entry]) -> Iterator[str]:
     """Yield every text that the tokenizer learns its pieces from, answers more often than questions."""
     for entry in entries:
@@ -108,13 +114,16 @@ class Sampler:
     def __init__(self, entries: list[Entry], rng: random.Random) -> None:
         self._short = [entry for entry in entries if entry.question != TOUR]
         self._tour = next(entry for entry in entries if entry.question == TOUR)
-        self._weights = [8 if entry.question == OFF_TOPIC else 3 + len(entry.phrasings) ** 0.5 for entry in self._short]
+        self._weights = [
+            24 if entry.question == OFF_TOPIC else 3 + len(entry.phrasings) ** 0.5 for entry in self._short
+        ]
+        self._foreign = [word for entry in entries if entry.question == OFF_TOPIC for word in _words(entry.phrasings)]
         self._rng = rng
 
     def sample(self) -> Sample:
         """Return the next short sample."""
         entry = self._pick()
-        if self._rng.random() < 0.08:
+        if self._rng.random() < 0.05:
             return self._continuation(entry.answer)
         return Sample(self._prompt(entry), entry.answer)
 
@@ -136,7 +145,7 @@ class Sampler:
 
     def _continuation(self, answer: str) -> Sample:
         words = answer.split(" ")
-        cut = self._rng.randint(3, 8)
+        cut = self._rng.randint(4, 8)
         return Sample(" ".join(words[:cut]), " " + " ".join(words[cut:]))
 
     def _prompt(self, entry: Entry) -> str:
@@ -145,11 +154,20 @@ class Sampler:
 
     def _phrasing(self, entry: Entry) -> str:
         chance = self._rng.random()
+        if entry.question == OFF_TOPIC and chance < 0.4:
+            return self._nonsense()
         if entry.topics and chance < 0.35:
             return self._rng.choice(ABOUT).format(self._rng.choice(entry.topics))
         if chance < 0.55 or not entry.phrasings:
             return entry.question
         return self._rng.choice(entry.phrasings)
+
+    def _nonsense(self) -> str:
+        """Return words that ask nothing of the page, so that what is unknown is answered as unknown."""
+        if self._rng.random() < 0.7:
+            return " ".join(self._rng.choices(self._foreign, k=self._rng.randint(1, 7)))
+        letters = self._rng.choices(LETTERS, k=self._rng.randint(1, 16))
+        return "".join(letters).strip() or "x"
 
     def _plain(self, question: str) -> str:
         return self._rng.choice(FRAMES).format(question) if self._rng.random() < 0.25 else question
@@ -182,7 +200,7 @@ class Sampler:
 
     def _without_fillers(self, question: str) -> str:
         words = question.split(" ")
-        kept = [word for word in words if word.lower() not in FILLERS or self._rng.random() < 0.5]
+        kept = [word for word in words if self._rng.random() < (0.5 if word.lower() in FILLERS else 0.9)]
         return " ".join(kept or words)
 
     def _mistyped(self, question: str) -> str:

@@ -235,7 +235,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", type=Path, default=FOLDER, help="the model folder to write")
     made.add_argument("--check", action="store_true", help="train nothing; name the sources changed since")
-    made.add_argument("--steps", type=int, default=1000, help="how many batches to learn from")
+    made.add_argument("--steps", type=int, default=1100, help="how many batches to learn from")
     made.add_argument("--batch", type=int, default=32, help="short samples in a batch")
     made.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate")
     made.add_argument("--seed", type=int, default=2, help="seed of the weights and of the order of samples")
