@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.benchmark == "report":
         report.main(options.files)
         return 0
-    command = shlex.join(["python", "-m", "ops.bench", *(sys.argv[1:] if argv is None else argv)])
+    command = command_of(sys.argv[1:] if argv is None else argv)
     about = machine.describe()
     print(f"{command}\n" + "\n".join(machine.lines(about)), flush=True)
     module = BENCHMARKS[options.benchmark][0]
@@ -61,6 +61,12 @@ def main(argv: list[str] | None = None) -> int:
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     module.show(document)
     return 0
+
+
+def command_of(arguments: list[str]) -> str:
+    """The command that measures the same again; where this one wrote its result is left out."""
+    kept = [one for i, one in enumerate(arguments) if one != "--json" and (i == 0 or arguments[i - 1] != "--json")]
+    return shlex.join(["python", "-m", "ops.bench", *(one for one in kept if not one.startswith("--json="))])
 
 
 def _stop(number: int, _: object) -> None:

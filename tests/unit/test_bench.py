@@ -82,6 +82,11 @@ def test_a_result_file_becomes_a_section_with_command_machine_and_ratios(
     assert "Not measured: round 1: server: it died." in printed
 
 
+def test_the_command_of_a_result_does_not_say_where_the_result_was_written() -> None:
+    told = command.command_of(["queue", "--json", "here/queue.json", "--rounds", "2", "--json=x"])
+    assert told == "python -m ops.bench queue --rounds 2"
+
+
 # --- the client
 
 
