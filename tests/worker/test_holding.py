@@ -95,23 +95,27 @@ async def test_a_job_whose_workers_died_runs_alone_before_it_is_parked(place: Pl
     beside: dict[str, int] = {}
     now = 0
 
-    async def work(ctx: dict[str, Any]) -> None:
+    async def work(ctx: dict[str, Any], s: float = 0.05) -> None:
         nonlocal now
         now += 1
         beside[ctx["job_id"]] = now
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(s)
         now -= 1
 
     leases = f"{place.queue.keys.queue(QUEUE)}leases"
     suspects = await place.submit_many(3)
     for request in (1, 2):  # two workers die with them
+        if request == 2:
+            await place.queue.rescue(place.queue.keys.of_queue(QUEUE))
         died = await place.queue.claim(QUEUE, f"dead {request}", 3, request)
         assert {job.id for job in died} == set(suspects)
         await execute(place.queue.redis, "ZADD", leases, *[part for job in died for part in (1, job.lease)])
-        assert (await place.queue.rescue(place.queue.keys.of_queue(QUEUE))).moved == 3
-    others = await place.submit_many(12)
+    busy = await place.submit(input={"s": 0.4})
     worker = await place.worker(work, max_jobs=6)
-    records = await place.ends(suspects + others)
+    await until(lambda: now == 1, "the worker is busy")
+    assert (await place.queue.rescue(place.queue.keys.of_queue(QUEUE))).moved == 3
+    others = await place.submit_many(12)
+    records = await place.ends([*suspects, busy, *others])
     assert {record.status for record in records} == {State.COMPLETED}
     assert [beside[job] for job in suspects] == [1, 1, 1]
     assert max(beside.values()) > 1, "the others did not wait for each other"
