@@ -48,6 +48,8 @@ FIELDS: dict[str, Types] = {
 DEFAULTS: dict[str, dict[str, Types]] = {
     "generation": {
         "max_tokens": int,
+        "min_tokens": int,
+        "ignore_eos": bool,
         "temperature": NUMBER,
         "top_p": NUMBER,
         "top_k": int,

@@ -115,10 +115,12 @@ class Results:
 
     async def result(self, job_id: str) -> StoredResult | None:
         """A terminal job's result, None while there is none yet. Raises NotFound, StoreUnavailable."""
-        record = await self.record(job_id, position=False)
+        *values, raw = await self._call(self.redis.hmget(f"{self._of(job_id)}job:{job_id}", [*_FIELDS, "result"]))
+        if values[0] is None:
+            raise NotFound(job_id)
+        record = _record(job_id, values)
         if not record.terminal:
             return None
-        raw = await self._call(self.redis.hget(f"{self._of(job_id)}job:{job_id}", "result"))
         return StoredResult(record, msgspec.Raw(await self.blobs.load(raw)) if raw else None)
 
     async def wait(self, job_id: str, timeout_s: float) -> JobRecord:

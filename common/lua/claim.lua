@@ -24,8 +24,8 @@ end
 local function lease(id, job, lane)
   local claims = (job[2] or 0) + 1
   job[2] = claims
-  local last, since = string.match(job[6], '(%d+)%a(%d+)$')
-  local seq = tonumber(last) + 1
+  local seq, since = last_step(job[6])
+  seq = seq + 1
   if claims > 1 then seq = next_seq(id, job[6]) end
   redis.call('HSET', P .. 'job:' .. id, 'state', 'in_progress', 'claims', claims, 'worker', worker,
     'history', move(id, q, job[6], 'in_progress', seq))

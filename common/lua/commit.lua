@@ -28,11 +28,12 @@ local function stop(id, state, job, seq, field, body, usage, claims)
   if state == 'failed' then append(record, 'attempts', (job[4] or 0) + 1) end
   redis.call('HSET', P .. 'job:' .. id, unpack(record))
   redis.call('PEXPIRE', P .. 'job:' .. id, RETENTION_MS)
-  if claims ~= '1' or seq > tonumber(string.match(job[3], '(%d+)%a%d+$')) + 1 then -- it has token events
+  local last, since = last_step(job[3])
+  if claims ~= '1' or seq > last + 1 then -- it has token events
     redis.call('PEXPIRE', P .. 'tokens:' .. id, RETENTION_MS)
   end
   append(closed, id)
-  observe(q, 'run', NOW - tonumber(string.match(job[3], '%d+$')))
+  observe(q, 'run', NOW - since)
 end
 
 -- A handled failure: another attempt after a pause, or the end.

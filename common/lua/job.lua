@@ -45,10 +45,16 @@ local function observe(q, name, ms)
   count(q, name .. ':sum', ms)
 end
 
+-- Number and time of the last step of a history. Only its end is searched: Lua tries a pattern at every place.
+local function last_step(history)
+  local seq, since = string.match(string.sub(history, -24), '(%d+)%a(%d+)$')
+  return tonumber(seq) or 0, tonumber(since)
+end
+
 -- The one place where a state changes: gives the job's new history, counts the move, notes the event.
 -- `seq` may be nil: the next number after the last one in the history.
 local function move(id, q, history, state, seq)
-  if not seq then seq = (tonumber(string.match(history, '(%d+)%a%d+$')) or 0) + 1 end
+  if not seq then seq = last_step(history) + 1 end
   local step = seq .. CODES[state] .. NOW_TEXT
   append(events, id, step)
   count(q, 'state:' .. state)
@@ -58,7 +64,7 @@ end
 
 -- The next number for a job whose worker may have written token events that the history does not know.
 local function next_seq(id, history)
-  local seq = tonumber(string.match(history, '(%d+)%a%d+$')) or 0
+  local seq = last_step(history)
   local last = redis.call('XREVRANGE', P .. 'tokens:' .. id, '+', '-', 'COUNT', 1)[1]
   if last then seq = math.max(seq, tonumber(string.match(last[1], '^%d+'))) end
   return seq + 1
