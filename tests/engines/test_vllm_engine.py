@@ -101,6 +101,14 @@ async def test_the_end_token_ends_an_answer_even_if_it_was_the_last_thing_emitte
     assert [(delta.token_ids, delta.finish_reason) for delta in deltas] == [([], "stop")]
 
 
+async def test_a_resumed_job_that_ignores_the_end_token_goes_on_after_it(worker: Worker) -> None:
+    sampling = {"ignore_eos": True, "min_tokens": 8, "temperature": 0}
+    request = GenerationRequest(prompt="x", max_tokens=9, resume_ids=[34, 35, 0], sampling=sampling)
+    deltas = [delta async for delta in worker.engine.generate("on", request)]
+    assert sum(len(delta.token_ids) for delta in deltas) == 6
+    assert deltas[-1].finish_reason == "length"
+
+
 async def test_the_contexts_end_leaves_an_answer_incomplete(worker: Worker) -> None:
     result = await worker.run(PROMPT, max_tokens=CONTEXT)
     assert (result.output["finish_reason"], result.incomplete) == ("length", True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ ENVIRONMENT = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning",  # read by the engine's processes only
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 # The seeds' tuned values; a catalogue entry's options override any of them.
@@ -91,6 +93,8 @@ class VllmEngine:
     async def _start(self) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        # vLLM reads the level itself, but some of its modules log while they are imported.
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         if self.model.local:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         if "kv_cache_memory_bytes" not in self.model.options:
@@ -164,7 +168,7 @@ class VllmEngine:
             request_id, tokens_input(prompt_ids), params, await llm.get_supported_tasks()
         )
         detokenizer = IncrementalDetokenizer.from_new_request(llm.get_tokenizer(), whole)
-        ended = resumed[-1] in whole.sampling_params.all_stop_token_ids
+        ended = not params.ignore_eos and resumed[-1] in whole.sampling_params.all_stop_token_ids
         detokenizer.update(resumed, ended)
         params.max_tokens -= len(resumed)
         params.min_tokens = max(0, params.min_tokens - len(resumed))
