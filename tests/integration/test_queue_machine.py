@@ -1,6 +1,7 @@
 """Random moves of the queue on a real Redis, against a small model; after each, everything must add up.
 
-`QUEUE_MACHINE_EXAMPLES=500 QUEUE_MACHINE_STEPS=50` makes it thorough.
+`QUEUE_MACHINE_EXAMPLES=500 QUEUE_MACHINE_STEPS=50` makes it thorough; with `QUEUE_MACHINE_SHRINK=1` a failing
+example is made as small as can be.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 import pytest
 import redis
-from hypothesis import HealthCheck
+from hypothesis import HealthCheck, Phase
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -40,6 +41,9 @@ from tests.conformance.world import QUEUE, World, spec
 EXAMPLES = int(os.environ.get("QUEUE_MACHINE_EXAMPLES", "60"))
 STEPS = int(os.environ.get("QUEUE_MACHINE_STEPS", "40"))
 MAX_DEATHS = 2
+HOUR_MS = 3_600_000
+#: Making a failing example smaller takes minutes; the example as it was found is mostly readable.
+PHASES = [Phase.explicit, Phase.generate] + [Phase.shrink] * ("QUEUE_MACHINE_SHRINK" in os.environ)
 ERROR = encode(JobError("x", "y"))
 
 T = TypeVar("T")
@@ -100,6 +104,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.deliveries: list[Delivery] = []
         self.keys: dict[tuple[str, int], tuple[str, str]] = {}
         self.requests: dict[str, int] = {}
+        for user in ("ada", "bob"):
+            self.submit(user, "normal", False, 3, 2)
 
     def teardown(self) -> None:
         """Close what was opened."""
@@ -118,12 +124,12 @@ class QueueMachine(RuleBasedStateMachine):
         return [job for job in self.jobs.values() if job.state in states]
 
     def delivery(self, place: int) -> Delivery:
-        """One that was given out: half the time a stale one whose job another worker runs now, if there is any."""
-        if place % 2:
-            stale = [one for one in self.deliveries if not self.lives(one)]
-            running = [one for one in stale if self.jobs[one.claimed.id].state == State.IN_PROGRESS]
-            return picked(running or stale or self.deliveries, place // 2)
-        return picked(self.deliveries, place // 2)
+        """One that was given out; preferably a live one, or a stale one whose job another worker runs now, or any."""
+        live = [one for one in self.deliveries if self.lives(one)]
+        running = {one.claimed.id for one in live}
+        stale = [one for one in self.deliveries if one.claimed.id in running and one not in live]
+        preferred = (live, live, stale, self.deliveries)[place % 4]
+        return picked(preferred or self.deliveries, place // 4)
 
     def lives(self, delivery: Delivery) -> bool:
         """Whether a lease is still good."""
@@ -133,6 +139,10 @@ class QueueMachine(RuleBasedStateMachine):
     # -- moves
 
     @rule(user=users, lane=lanes, delayed=st.booleans(), count=st.integers(1, 4), tries=st.integers(1, 3))
+    def more_jobs(self, user: str, lane: str, delayed: bool, count: int, tries: int) -> None:
+        """Somebody submits."""
+        self.submit(user, lane, delayed, count, tries)
+
     def submit(self, user: str, lane: str, delayed: bool, count: int, tries: int) -> None:
         """Accept some jobs."""
         more = {"user": user, "priority": lane, "delay_s": 3600.0 if delayed else None, "max_attempts": tries}
@@ -183,6 +193,17 @@ class QueueMachine(RuleBasedStateMachine):
         if len(claimed) < count and not cut_short:
             assert not [self.plain.exists(f"{self.world.q}{lane}:users") for lane in LANES].count(1)
 
+    @rule(worker=workers, count=st.integers(1, 4))
+    def claim_a_few(self, worker: str, count: int) -> None:
+        """The most usual move."""
+        self.claim(worker, count, False)
+
+    @precondition(lambda self: self.deliveries)
+    @rule(place=places)
+    def complete(self, place: int) -> None:
+        """The next most usual one."""
+        self.commit(place, "completed", False)
+
     @precondition(lambda self: self.deliveries)
     @rule(
         place=places,
@@ -194,7 +215,7 @@ class QueueMachine(RuleBasedStateMachine):
         delivery = self.delivery(place)
         job, fence = self.jobs[delivery.claimed.id], delivery.claimed.claims
         body = ERROR if outcome in ("failed", "retry") else b"{}"
-        write = [Outcome(delivery.claimed, outcome, delivery.seq, body)]
+        write = [Outcome(delivery.claimed, outcome, delivery.seq, body, delay_ms=HOUR_MS)]
         expected = "stored" if self.lives(delivery) else "mine" if job.by == fence else "lost"
         assert self.wait_for(self.world.queue.commit(QUEUE, delivery.worker, write)) == [expected]
         if expected == "stored":
@@ -236,8 +257,20 @@ class QueueMachine(RuleBasedStateMachine):
         lost = self.wait_for(self.world.renew(*(delivery.claimed.lease for delivery in mine), worker=worker))
         assert lost == [delivery.claimed.lease for delivery in mine if not self.lives(delivery)]
 
-    @precondition(lambda self: self.jobs)
-    @rule(place=places)
+    @rule(what=st.sampled_from(["cancel", "outlive", "expire", "expire one", "retry", "forget"]), place=places)
+    def interfere(self, what: str, place: int) -> None:
+        """What comes from outside a job's usual way, all in one rule so that it does not crowd that out."""
+        if what == "forget":
+            self.plain.script_flush()
+        elif what == "outlive":
+            self.outlive(place)
+        elif what == "cancel":
+            self.cancel(place)
+        elif what == "retry":
+            self.retry(place)
+        else:
+            self.expire(place, what == "expire one")
+
     def cancel(self, place: int) -> None:
         """Somebody cancels a job, wherever it stands."""
         job = picked(list(self.jobs.values()), place)
@@ -267,15 +300,12 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.wait_for(self.world.promote(job.id)).moved == 1
         job.state = State.QUEUED
 
-    @precondition(lambda self: self.of(State.QUEUED))
-    @rule(place=places)
     def outlive(self, place: int) -> None:
         """A waiting job's life ends before the scheduler looks."""
-        job = picked(self.of(State.QUEUED), place)
-        self.wait_for(self.world.outlive(job.id))
-        job.outlived = True
+        for job in self.of(State.QUEUED)[place % 7 :][:1]:
+            self.wait_for(self.world.outlive(job.id))
+            job.outlived = True
 
-    @rule(place=places, one=st.booleans())
     def expire(self, place: int, one: bool) -> None:
         """The scheduler expires whatever has outlived its time; perhaps one more, wherever it stands."""
         live = self.of(State.SCHEDULED, State.QUEUED, State.IN_PROGRESS)
@@ -287,8 +317,6 @@ class QueueMachine(RuleBasedStateMachine):
         for job in ending.values():
             job.state = State.EXPIRED
 
-    @precondition(lambda self: self.jobs)
-    @rule(place=places)
     def retry(self, place: int) -> None:
         """Somebody asks for another run of a job."""
         job = picked(list(self.jobs.values()), place)
@@ -302,11 +330,6 @@ class QueueMachine(RuleBasedStateMachine):
         assert made.created == (made.id not in self.jobs)
         if made.created:
             self.jobs[made.id] = Job(made.id, job.user, job.lane, job.tries, State.QUEUED)
-
-    @rule()
-    def scripts_are_forgotten(self) -> None:
-        """Redis forgets all scripts."""
-        self.plain.script_flush()
 
     # -- what must hold after every move
 
@@ -398,6 +421,7 @@ def test_random_moves_always_leave_books_that_add_up(redis_url: str) -> None:
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
             deadline=None,
+            phases=PHASES,
             report_multiple_bugs=False,
             suppress_health_check=checks,
             database=None,
