@@ -15,6 +15,14 @@ from tests.redis_server import RedisServer
 FULL = os.environ.get("JARVIS_FAULTS_FULL") == "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """At full size a hundred rounds or a thousand ticks take their time."""
+    if FULL:
+        for item in items:
+            if item.path.parent == Path(__file__).parent:
+                item.add_marker(pytest.mark.timeout(3600))
+
+
 @pytest.fixture
 def own_redis(start_redis: Callable[..., RedisServer]) -> RedisServer:
     """A redis-server with an append-only file."""
