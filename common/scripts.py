@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ from typing import Any
 import hiredis
 import redis.asyncio as redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from common.settings import Settings
 
 FOLDER = Path(__file__).parent / "lua"
 INCLUDE = "-- include "
+#: Why Redis may refuse all writes. Inside a script, 6.2 wraps the reason in another error; MISCONF (its disk is full)
+#: has no class of its own.
+REFUSALS = {"OOM": OutOfMemoryError, "READONLY": ReadOnlyError, "MISCONF": ReadOnlyError}
 
 
 class PackedConnection(redis.Connection):
@@ -97,9 +101,15 @@ def digest(name: str) -> str:
 async def run(client: redis.Redis, name: str, prefix: str, *args: Any) -> Any:
     """Run a script on one shard. A Redis that does not know it (a restart, SCRIPT FLUSH) is told, once."""
     try:
-        return await execute(client, "EVALSHA", digest(name), 1, prefix, *args)
-    except NoScriptError:
-        return await execute(client, "EVAL", source(name), 1, prefix, *args)
+        try:
+            return await execute(client, "EVALSHA", digest(name), 1, prefix, *args)
+        except NoScriptError:
+            return await execute(client, "EVAL", source(name), 1, prefix, *args)
+    except ResponseError as error:
+        refusal = re.search(r"(?:^|-)(OOM|READONLY|MISCONF) ", str(error))
+        if refusal is None:
+            raise
+        raise REFUSALS[refusal[1]](str(error)) from error
 
 
 async def execute(client: redis.Redis, *command: Any) -> Any:

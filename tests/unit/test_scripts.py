@@ -9,7 +9,7 @@ from typing import Any
 import fakeredis
 import pytest
 import redis.asyncio as redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from common import queue, results, scripts
 from common.settings import Settings
@@ -73,6 +73,27 @@ async def test_a_script_that_fails_is_not_sent_again() -> None:
     with pytest.raises(ResponseError) as failed:
         await scripts.run(client, "claim", "p:{00}:", "generation:demo")
     assert not isinstance(failed.value, NoScriptError)
+
+
+@pytest.mark.parametrize(
+    ("text", "known_as"),
+    [
+        ("Error running script (call to f_1): @user_script:219: -OOM command not allowed", OutOfMemoryError),
+        ("Error running script (call to f_1): @user_script:219: -READONLY You can't write", ReadOnlyError),
+        ("MISCONF Errors writing to the AOF file: No space left on device", ReadOnlyError),
+        ("Error running script: -BROOM of jobs", ResponseError),
+    ],
+)
+async def test_a_redis_that_refuses_to_write_is_known_as_that_whatever_its_version(
+    monkeypatch: pytest.MonkeyPatch, text: str, known_as: type[ResponseError]
+) -> None:
+    async def refused(*_: Any) -> Any:
+        raise ResponseError(text)
+
+    monkeypatch.setattr(scripts, "execute", refused)
+    with pytest.raises(known_as) as raised:
+        await scripts.run(fakeredis.FakeAsyncRedis(), "trim", "p:{00}:", 10)
+    assert type(raised.value) is known_as
 
 
 @pytest.fixture
