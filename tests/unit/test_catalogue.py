@@ -64,9 +64,7 @@ def test_an_entry_is_read_with_the_defaults_of_its_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "alias"), [("generation", "nobody"), ("embedding", "small")])
-def test_an_unknown_model_is_refused_with_the_known_ones_of_that_kind(
-    tmp_path: Path, kind: str, alias: str
-) -> None:
+def test_an_unknown_model_is_refused_with_the_known_ones_of_that_kind(tmp_path: Path, kind: str, alias: str) -> None:
     catalogue = Catalogue.load(write(tmp_path, GOOD))
     with pytest.raises(UnknownModel) as caught:
         catalogue.get(kind, alias)
