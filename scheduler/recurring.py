@@ -105,7 +105,7 @@ class Recurring:
 
 async def _as_they_come(job: RecurringJob) -> Any:
     now = datetime.now(UTC)
-    missed = [tick for tick in _between(job, now - timedelta(seconds=job.catch_up_s), now)]
+    missed = list(_between(job, now - timedelta(seconds=job.catch_up_s), now))
     if missed:
         yield missed[-1]
     for tick in job.ticks(now):
