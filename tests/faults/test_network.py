@@ -53,9 +53,13 @@ async def test_8_a_cut_worker_loses_its_job_and_changes_nothing_after_the_cut(
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     shown = "".join(event.data["text"] for event in events if event.event == "token")
     assert shown == "".join(f"t{n} " for n in range(60))
-    # Healed, the worker takes jobs again.
-    jobs = await formation.submit(2, input={"s": 2})
-    await until(lambda: len({start.pid for start in formation.ledger.starts() if start.job in jobs}) == 2, "both work")
+    # Healed, the worker takes jobs again: no call of it was blocked longer than its timeout.
+    held = formation.folder / "held"
+    held.touch()
+    jobs = await formation.submit(2, input={"do": "hold", "file": str(held)})
+    took = await until(lambda: len({start.job for start in formation.ledger.starts()} & set(jobs)) == 2, "both work")
+    assert took <= formation.settings.redis_timeout_s + 2
+    held.unlink()
     await formation.ends(jobs)
     assert [kept.exits for kept in formation.kept] == [[], [], []]
 
