@@ -134,7 +134,7 @@ class Queue:
         return (await self.submit_many([spec], [idempotency]))[0]
 
     async def submit_many(self, specs: Sequence[JobSpec], idempotency: Sequence[Key | None] = ()) -> list[Submitted]:
-        """Accept jobs, in order; those before the one that is refused stay accepted."""
+        """Accept jobs, in order. When one is refused the error is raised, and the others may have been accepted."""
         keys = list(idempotency) or [None] * len(specs)
         by_shard: dict[str, list[int]] = {}
         for i, spec in enumerate(specs):
@@ -296,7 +296,7 @@ class Queue:
         return lease.decode() if lease else None
 
     async def is_empty(self, queue: str) -> bool:
-        """Whether nothing waits, is scheduled to wait, or runs (what a burst worker asks before it leaves)."""
+        """Whether nothing waits or runs now (what a burst worker asks before it leaves)."""
         q = self.keys.queue(queue)
         depth = await scripts.execute(self.redis, "HMGET", f"{q}meta", "depth:high", "depth:normal", "depth:low")
         return not any(int(n or 0) for n in depth) and not await self.redis.zcard(f"{q}leases")
@@ -318,9 +318,13 @@ class Queue:
         args = (limit, self._retention_ms, self.settings.events_kept)
         return _swept(await scripts.run(self.redis, "expire", prefix, *args))
 
-    async def trim(self, prefix: str, limit: int = 500) -> Swept:
-        """The index forgets jobs whose records are gone."""
-        return _swept(await scripts.run(self.redis, "trim", prefix, limit))
+    async def trim(self, prefix: str, older_than_s: float = 0, limit: int = 500) -> int:
+        """The index forgets jobs whose records are gone; returns how many. Younger entries are not looked at."""
+        removed, start = 0, b"-"
+        while start:
+            moved, start = await scripts.run(self.redis, "trim", prefix, limit, start, int(older_than_s * 1000))
+            removed += moved
+        return removed
 
     async def wait_for_schedule(self, prefix: str, timeout_s: float) -> None:
         """Wait until something is due earlier than was known, or the time is over."""

@@ -74,8 +74,7 @@ class Scheduler:
     async def _tidy(self) -> None:
         while True:
             for prefix in self.queue.keys.prefixes():
-                while (await self.queue.trim(prefix)).moved:
-                    pass
+                await self.queue.trim(prefix, self._settings.retention_s)  # no younger record can be gone
             await self.queue.blobs.sweep()
             await asyncio.sleep(min(TIDY_S, max(1.0, self._settings.retention_s)))
 

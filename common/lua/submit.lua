@@ -13,7 +13,9 @@ local function depth_of(queue)
   if not depths[queue] then
     redis.call('SADD', P .. 'queues', queue)
     local meta = redis.call('HMGET', at(queue) .. 'meta', 'depth:high', 'depth:normal', 'depth:low', 'rate')
-    depths[queue] = {n = (meta[1] or 0) + (meta[2] or 0) + (meta[3] or 0), rate = tonumber(meta[4] or 0)}
+    -- Scheduled jobs of all the shard's queues count: they take the same memory, and will want the same place.
+    local waiting = (meta[1] or 0) + (meta[2] or 0) + (meta[3] or 0) + redis.call('ZCARD', P .. 'due')
+    depths[queue] = {n = waiting, rate = tonumber(meta[4] or 0)}
   end
   return depths[queue]
 end

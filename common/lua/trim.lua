@@ -1,13 +1,14 @@
--- trim: forget in the index the oldest jobs whose records are gone.
+-- trim: forget in the index jobs whose records are gone; one call looks at a stretch of it, oldest first.
 -- KEYS[1] shard prefix
--- ARGV    most entries in one call
--- returns {entries removed, -1}
+-- ARGV    most entries in one call, start ('-' or '(<entry>'), age_ms that an entry must have to be looked at
+-- returns {entries removed, start of the next call ('' at the end)}
 -- atomic because an entry must go only if its record is gone at that moment.
 -- include job.lua
 even_when_full()
+local entries = redis.call('XRANGE', P .. 'index', ARGV[2], NOW - ARGV[3], 'COUNT', ARGV[1])
 local gone = {}
-for _, entry in ipairs(redis.call('XRANGE', P .. 'index', '-', '+', 'COUNT', ARGV[1])) do
+for _, entry in ipairs(entries) do
   if redis.call('EXISTS', P .. 'job:' .. entry[2][2]) == 0 then append(gone, entry[1]) end
 end
 if #gone > 0 then redis.call('XDEL', P .. 'index', unpack(gone)) end
-return {#gone, -1}
+return {#gone, #entries == tonumber(ARGV[1]) and '(' .. entries[#entries][1] or ''}

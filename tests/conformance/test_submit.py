@@ -127,6 +127,16 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(make_world: MakeW
     await world.submit(model="other")  # another queue has room of its own
 
 
+async def test_delayed_jobs_need_room_too(make_world: MakeWorld) -> None:
+    world = make_world(max_depth=3)
+    for i in range(3):
+        await world.submit(i, delay_s=100)
+    with pytest.raises(QueueFull):
+        await world.submit(3, delay_s=100)
+    with pytest.raises(QueueFull):
+        await world.submit(4)
+
+
 async def test_a_full_queue_that_moves_says_so(make_world: MakeWorld) -> None:
     world = make_world(max_depth=3)
     await world.submit_many(3)

@@ -63,8 +63,8 @@ async def test_a_script_is_sent_once_and_then_run_by_its_digest() -> None:
         return await original(*args)
 
     client.execute_command = counted  # type: ignore[method-assign]
-    assert await scripts.run(client, "trim", "p:{00}:", 10) == [0, -1]
-    assert await scripts.run(client, "trim", "p:{00}:", 10) == [0, -1]
+    assert await scripts.run(client, "trim", "p:{00}:", 10, "-", 0) == [0, b""]
+    assert await scripts.run(client, "trim", "p:{00}:", 10, "-", 0) == [0, b""]
     assert sent == ["EVALSHA", "EVAL", "EVALSHA"]
 
 

@@ -20,6 +20,14 @@ def lua_table(name: str) -> str:
     return found.group(1)
 
 
+def test_the_diagram_in_the_readme_shows_the_table() -> None:
+    readme = (FOLDER.parents[1] / "README.md").read_text()
+    diagram = readme.partition("stateDiagram-v2")[2].partition("```")[0]
+    drawn = set(re.findall(r"(\S+) --> (\S+)", diagram))
+    table = {(state or "[*]", to) for state, ways in TRANSITIONS.items() for to in ways}
+    assert drawn == {(str(one), str(to)) for one, to in table} | {(str(state), "[*]") for state in TERMINAL}
+
+
 def test_every_state_has_a_row_in_the_table() -> None:
     assert set(TRANSITIONS) == {None, *State}
 
