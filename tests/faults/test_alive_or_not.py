@@ -38,7 +38,6 @@ async def one_worker(formation: Formation, **variables: Any) -> Kept:
 
 async def test_2_a_long_job_and_one_that_holds_the_gil_run_once(formation: Formation) -> None:
     await one_worker(formation)
-    # On a busy machine the computation is shorter than asked, since its speed is measured first.
     long, short = (10, 3) if FULL else (4, 3)
     [healthy] = await formation.submit(input={"s": long * LEASE_S})
     await formation.started(healthy)
@@ -50,7 +49,7 @@ async def test_2_a_long_job_and_one_that_holds_the_gil_run_once(formation: Forma
     stored = await formation.results.result(blocking)
     assert stored is not None
     assert stored.record.run_ms is not None
-    assert stored.record.run_ms > 1.3 * LEASE_S * 1000, "it held the GIL for longer than a lease"
+    assert stored.record.run_ms >= short * LEASE_S * 1000, "it held the GIL for longer than a lease"
 
 
 async def test_3_a_stopped_worker_loses_its_job_and_can_change_nothing(formation: Formation) -> None:

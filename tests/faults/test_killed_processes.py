@@ -169,12 +169,15 @@ async def test_a_killed_workers_job_starts_elsewhere_within_the_bound(formation:
     first = formation.start(*WORK, slots=1)
     await formation.scheduler()
     await formation.workers("work:test", 1)
-    [job] = await formation.submit(input={"s": 2})
+    held = formation.folder / "held"
+    held.touch()
+    [job] = await formation.submit(input={"do": "hold", "file": str(held)})
     await formation.started(job)
     formation.start(*WORK, slots=1)
     await formation.workers("work:test", 2)
     first.again = False
     first.kill()
     assert await formation.started(job, times=2) <= BOUND_S
+    held.unlink()
     [record] = await formation.ends([job])
     assert (record.status, record.claims, record.attempts) == (State.COMPLETED, 2, 0)
