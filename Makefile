@@ -1,6 +1,6 @@
 # Every target works from a fresh clone: `make` builds .venv by itself on the first call.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check faults bench lock clean
+.PHONY: help setup run test check faults mutants bench lock clean
 
 # cpu, gpu or core (no engines); auto takes gpu where nvidia-smi works.
 EXTRA ?= auto
@@ -12,6 +12,7 @@ PYTHON := $(BIN)/python
 BENCH ?= queue
 # Scaling as in honcho: make run SCALE=generation=2,web=2
 SCALE ?=
+FULL ?=
 ARGS ?=
 
 help: ## say what each target does
@@ -35,8 +36,11 @@ check: setup ## format, lint, types over code and tests, import directions
 	$(BIN)/mypy
 	$(PYTHON) -m pytest -q tests/unit/test_layering.py
 
-faults: setup ## every fault run: processes killed, connections cut, Redis restarted
-	$(PYTHON) -m pytest tests/faults $(ARGS)
+faults: setup ## every fault run: processes killed, connections cut, Redis restarted (FULL=1: full size, 40 min)
+	JARVIS_FAULTS_FULL=$(FULL) $(PYTHON) -m pytest tests/faults $(if $(FULL),--timeout 1800) $(ARGS)
+
+mutants: setup ## break fifteen promises on purpose, one at a time; each must fail its test
+	$(PYTHON) -m tests.faults.mutants
 
 bench: setup ## measure (BENCH=queue|generation|embedding, ARGS="--json FILE")
 	$(PYTHON) -m ops.bench $(BENCH) $(ARGS)

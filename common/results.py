@@ -125,6 +125,9 @@ class Results:
 
     async def wait(self, job_id: str, timeout_s: float) -> JobRecord:
         """The record as soon as it is terminal, or as it stands when the time is over."""
+        record = await self.record(job_id, position=False)  # at once when there is no job, or no Redis, to wait for
+        if record.terminal:
+            return record
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), aclosing(self.follow(job_id)) as events:
                 async for _ in events:

@@ -91,6 +91,7 @@ async def test_a_stop_string_works_across_an_interruption(worker: Worker) -> Non
 
 async def test_a_resumed_job_with_all_its_tokens_needs_no_engine_step(worker: Worker) -> None:
     whole = await worker.run(PROMPT, max_tokens=20)
+    await worker.stats.until_running(0)  # the engine reports its last step after the answer's end
     shown, steps = len(worker.events["job"]), len(worker.stats.steps)
     missing = 20 - sum(len(event["ids"]) for event in worker.events["job"])
     again = await worker.run(PROMPT, max_tokens=20 - missing, claims=2)
