@@ -45,7 +45,7 @@ mutants: setup ## break fifteen promises on purpose, one at a time; each must fa
 bench: setup ## measure (BENCH=queue|generation|embedding, ARGS="--json FILE")
 	$(PYTHON) -m ops.bench $(BENCH) $(ARGS)
 
-lock: setup ## resolve requirements.lock anew
+lock: setup ## resolve ops/requirements.lock anew
 	$(PYTHON) ops/bootstrap.py --lock
 
 clean: ## delete .venv, caches and build leftovers; .jarvis (your data) stays

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCK = ROOT / "requirements.lock"
+LOCK = ROOT / "ops" / "requirements.lock"
 OVERRIDES = ROOT / "ops" / "overrides.txt"
 VENV = Path(os.environ.get("JARVIS_VENV", str(ROOT / ".venv")))
 STAMP = VENV / ".jarvis-bootstrap"
@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("extra", nargs="?", default="auto", choices=("auto", "cpu", "gpu", "core"))
     parser.add_argument("--force", action="store_true", help="install again even when nothing changed")
-    parser.add_argument("--lock", action="store_true", help="resolve requirements.lock anew instead")
+    parser.add_argument("--lock", action="store_true", help="resolve ops/requirements.lock anew instead")
     arguments = parser.parse_args()
     if arguments.lock:
         lock(make_venv())
