@@ -1,8 +1,12 @@
-"""A TCP proxy before Redis that cuts, delays, drops and half-opens connections on demand."""
+"""A TCP proxy before Redis that cuts, delays, drops and half-opens connections on demand.
+
+A request whose reply is lost has been served: what is lost is only the news of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from asyncio import StreamReader as Reader
 from asyncio import StreamWriter as Writer
 from contextlib import suppress
@@ -13,14 +17,17 @@ from tests.redis_server import free_port
 class Proxy:
     """Forwards to a port of this machine. Its moods hold for connections that are open and for those to come."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, seed: int = 0) -> None:
         self.port = free_port()
         self.target = target
         self.silent = False  # drop what comes, both ways, and keep connections open: a cut cable
         self.half_open = False  # requests go through, replies do not
         self.delay_s = 0.0  # hold every reply for so long
         self.cut_replies: list[bytes] = []  # requests with such text are served, then their connection is cut
+        self.lose = 0.0  # the share of all replies that are lost, each with its connection
+        self.replies = 0  # forwarded or lost, pings and blocking reads too
         self.cuts = 0
+        self._chance = random.Random(seed)
         self._server: asyncio.Server | None = None
         self._writers: set[Writer] = set()
 
@@ -76,7 +83,8 @@ class Proxy:
     async def _replies(self, reader: Reader, writer: Writer, doomed: asyncio.Event) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
-                if doomed.is_set():
+                self.replies += 1
+                if doomed.is_set() or self._chance.random() < self.lose:
                     self.cuts += 1
                     return
                 await asyncio.sleep(self.delay_s)

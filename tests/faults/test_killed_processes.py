@@ -7,42 +7,10 @@ import random
 import time
 from typing import Any
 
-import httpx
-
 from common.states import State
+from tests.faults.callers import insist, read_to_the_end
 from tests.faults.conftest import FULL
 from tests.faults.formation import BOUND_S, WEB, WORK, Formation, until
-from tests.producer.sse import Seen, events_of
-
-
-async def submit(client: httpx.AsyncClient, number: int, body: dict[str, Any]) -> str:
-    """Submit as a careful client does: with a key, again and again until the web process answers."""
-    while True:
-        try:
-            answer = await client.post("/v1/jobs", json=body, headers={"idempotency-key": f"job {number}"})
-        except httpx.TransportError:
-            await asyncio.sleep(0.1)
-            continue
-        if answer.status_code == 503:
-            await asyncio.sleep(0.1)
-            continue
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
-
-
-async def read_to_the_end(client: httpx.AsyncClient, job: str) -> list[Seen]:
-    """Read a job's events, coming back with the last number whenever the stream breaks."""
-    seen: list[Seen] = []
-    while not (seen and seen[-1].event == "state" and seen[-1].data["status"] in ("completed", "failed", "expired")):
-        headers = {"last-event-id": str(seen[-1].seq)} if seen else {}
-        try:
-            async with client.stream("GET", f"/v1/jobs/{job}/events", headers=headers) as response:
-                if response.status_code == 200:
-                    async for event in events_of(response):
-                        seen.append(event)
-        except httpx.TransportError:
-            await asyncio.sleep(0.1)
-    return seen
 
 
 async def test_a_hundred_mixed_jobs_outlive_sigkills_of_everything(formation: Formation) -> None:
@@ -73,7 +41,7 @@ async def test_a_hundred_mixed_jobs_outlive_sigkills_of_everything(formation: Fo
         harming = asyncio.create_task(harm())
         jobs = []
         for number, body in enumerate(bodies):
-            jobs.append(await submit(client, number, body))
+            jobs.append(await insist(client, f"job {number}", body))
             await asyncio.sleep(0.02)
         await harming
         records = await formation.ends(jobs)
@@ -109,7 +77,7 @@ async def test_a_reader_sees_every_event_once_and_in_order_over_the_deaths_of_we
         await formation.web_answers(client)
         await formation.workers("generation:chat", 1)
         body = {"kind": "generation", "model": "chat", "input": {"prompt": "tell"}, "params": {"max_tokens": 150}}
-        job = await submit(client, 0, body)
+        job = await insist(client, "job", body)
         reading = asyncio.create_task(read_to_the_end(client, job))
 
         async def emitted(count: int) -> None:

@@ -1,0 +1,43 @@
+"""Callers who do not give up: they send again with the same key, and read on from the last number they saw."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+
+from common.states import TERMINAL
+from tests.producer.sse import Seen, events_of
+
+
+async def insist(client: httpx.AsyncClient, key: str, body: dict[str, Any]) -> str:
+    """Submit as a careful client does: with a key, again and again until the web process answers."""
+    while True:
+        try:
+            answer = await client.post("/v1/jobs", json=body, headers={"idempotency-key": key})
+        except httpx.TransportError:
+            await asyncio.sleep(0.1)
+            continue
+        if answer.status_code == 503:
+            await asyncio.sleep(0.1)
+            continue
+        assert answer.status_code in (200, 202), answer.text
+        return str(answer.json()["id"])
+
+
+async def read_to_the_end(client: httpx.AsyncClient, job: str) -> list[Seen]:
+    """Read a job's events, coming back with the last number whenever the stream breaks."""
+    seen: list[Seen] = []
+    while not (seen and seen[-1].event == "state" and seen[-1].data["status"] in TERMINAL):
+        headers = {"last-event-id": str(seen[-1].seq)} if seen else {}
+        try:
+            async with client.stream("GET", f"/v1/jobs/{job}/events", headers=headers) as response:
+                if response.status_code == 200:
+                    async for event in events_of(response):
+                        seen.append(event)
+                else:
+                    await asyncio.sleep(0.1)
+        except httpx.TransportError:
+            await asyncio.sleep(0.1)
+    return seen
