@@ -177,8 +177,10 @@ async def test_replies_lost_at_random_leave_no_job_behind_and_double_nothing(
     await witness.look()
 
     records = await every_record(formation)
-    print(f"jobs={len(records)} unsure={load.unsure} cuts={proxy.cuts} of {proxy.replies}")
+    again = sum(record.claims > 1 for record in records)
+    print(f"jobs={len(records)} unsure={load.unsure} cuts={proxy.cuts} of {proxy.replies} delivered_again={again}")
     assert proxy.cuts >= SECONDS * 4, "replies were lost"
+    assert again <= SECONDS // 5, "a lost claim or renewal is sent again in time: its jobs do not wait for a rescue"
     _nothing_lost(load, records)
     await _nothing_left_behind(formation, records, healed_at)
     await _nothing_doubled(formation, records)
