@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import JarvisError
-from ops.bench import embedding, generation, machine, queues, report
+from ops.bench import embedding, generation, latency, machine, queues, report
 from ops.bench.servers import BenchFailed
 
 BENCHMARKS: dict[str, tuple[Any, str]] = {
     "queue": (queues, "no-op jobs: throughput, latency and idle cost beside the peers"),
+    "latency": (latency, "one job when idle, 50 ms jobs on 10 slots, and what idling costs"),
     "generation": (generation, "tokens/s and time to first token: engine alone, whole API, vLLM's own server"),
     "embedding": (embedding, "texts/s: one call of sentence-transformers, and jobs through the API"),
 }

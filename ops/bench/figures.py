@@ -15,6 +15,19 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
+def percentiles(times_ms: Sequence[float]) -> dict[str, Any]:
+    """The usual percentiles, and as `latency_ms` one value for each percent, to draw how they spread."""
+    shown = {"p50": percentile(times_ms, 50), "p90": percentile(times_ms, 90), "p99": percentile(times_ms, 99)}
+    spread = [round(percentile(times_ms, percent), 4) for percent in range(101)]
+    return {"n": len(times_ms), **shown, "max": max(times_ms), "latency_ms": spread}
+
+
+def pooled(rounds: Sequence[Round], name: str) -> list[float]:
+    """The `latency_ms` of all rounds of a row, one value for each percent; empty when there is none."""
+    values = [value for one in rounds for value in one.get(name, {}).get("latency_ms", ())]
+    return [percentile(values, percent) for percent in range(101)] if values else []
+
+
 def medians(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
     """For each row, the median over the rounds of each of its numbers."""
     out: dict[str, dict[str, float]] = {}

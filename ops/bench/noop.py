@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from functools import cache
 from typing import Any
 
 QUEUE = ("noop", "bench")
@@ -27,12 +28,14 @@ async def noop(ctx: dict[str, Any], **given: Any) -> dict[str, Any]:
 
 async def sleep(ctx: dict[str, Any], **given: Any) -> dict[str, Any]:
     """Note the start in the harness' journal (one atomic line), then sleep 50 ms."""
-    line = f"{given['i']} {os.getpid()} {time.time():.6f}\n"
-    journal = os.open(os.environ["PB_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.write(journal, line.encode())
-    os.close(journal)
+    os.write(_journal(), f"{given['i']} {os.getpid()} {time.time():.6f}\n".encode())
     await asyncio.sleep(0.05)
     return {"ok": True, "i": given["i"], "t": time.time()}
+
+
+@cache
+def _journal() -> int:
+    return os.open(os.environ["PB_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
 
 class NoopWorker:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ops.bench import machine
+from ops.bench import figures, machine
 
 #: (field, title, decimals)
 Column = tuple[str, str, int]
@@ -56,8 +56,23 @@ def section(document: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def as_table(columns: Sequence[Column], rows: Mapping[str, Mapping[str, Any]], title: str = "") -> dict[str, Any]:
+    """A table as it stands in a result file."""
+    return {"title": title, "columns": columns, "rows": rows}
+
+
+def show(document: Mapping[str, Any]) -> None:
+    """Print the tables and, last, the figures that count."""
+    print(f"\n{tables(document)}")
+    for error in document["errors"]:
+        print(f"error: {error.splitlines()[0]}")
+    print(figures.last_line(document["ratios"]))
+
+
 def tables(document: Mapping[str, Any]) -> str:
     """The tables of one result."""
+    if "tables" in document:
+        return "\n\n".join(_titled(one["title"], table(one["rows"], one["columns"])) for one in document["tables"])
     if document["benchmark"] == "queue":
         return queue_table(document)
     columns = GENERATION if document["benchmark"] == "generation" else EMBEDDING
@@ -83,6 +98,10 @@ def table(
         cells = [name, *(_cell(row.get(field), decimals) for field, _, decimals in columns)]
         lines.append("| " + " | ".join([*cells, *([spread.get(name, "-")] if spread else [])]) + " |")
     return "\n".join(lines)
+
+
+def _titled(title: str, text: str) -> str:
+    return f"{title}:\n\n{text}" if title else text
 
 
 def _cell(value: float | None, decimals: int) -> str:

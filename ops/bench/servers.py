@@ -126,13 +126,36 @@ class Program:
         self.process.wait()
 
 
+def cpu_s(pid: int) -> float:
+    """CPU seconds of one process, to the nanosecond where the system counts them so (0 when it has ended)."""
+    tasks = Path(f"/proc/{pid}/task")
+    try:
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
+    except OSError:
+        return tree_cpu_s([pid])
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that descend from this one and live."""
+    rows = _processes()
+    return [one for one in rows if one != pid and _descends(one, {pid}, rows)]
+
+
+def pin(pid: int, core: int) -> None:
+    """Keep a process with all its threads on one core, and what it starts later too."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {core})
+
+
 def tree_cpu_s(pids: Sequence[int]) -> float:
     """CPU seconds of these processes and of all that descend from them and live."""
-    rows: dict[int, tuple[int, float]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (row := _stat(entry)):
-            rows[int(entry.name)] = row
+    rows = _processes()
     return sum(cpu for pid, (_, cpu) in rows.items() if _descends(pid, set(pids), rows))
+
+
+def _processes() -> dict[int, tuple[int, float]]:
+    entries = (entry for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return {int(entry.name): row for entry in entries if (row := _stat(entry))}
 
 
 def _stat(entry: Path) -> tuple[int, float] | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
+import uvloop
+
 from common.catalogue import Model
 from ops.bench.client import Connection
-from ops.bench.figures import percentile
+from ops.bench.figures import percentiles
 from ops.bench.formation import formation
 from ops.bench.servers import Aof
 
@@ -21,8 +22,8 @@ BODY = {"kind": "embedding", "model": "nothing", "input": {"texts": ["x" * 170]}
 def latency(aof: Aof, scale: float) -> dict[str, Any]:
     """Milliseconds of `POST /v1/jobs` with `Prefer: wait`, one at a time, all processes idle."""
     with formation(NOTHING, aof) as running:
-        times = asyncio.run(_times(running.port, WARM + max(20, int(JOBS * min(1, scale)))))[WARM:]
-    return {"n": len(times), "p50": percentile(times, 50), "p99": percentile(times, 99)}
+        times = uvloop.run(_times(running.port, WARM + max(20, int(JOBS * min(1, scale)))))[WARM:]
+    return percentiles(times)
 
 
 async def _times(port: int, count: int) -> list[float]:
