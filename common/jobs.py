@@ -50,10 +50,15 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ClaimedJob(msgspec.Struct, frozen=True):
-    """A job that this worker holds a lease for. `claims` is the fence: it grows with every delivery."""
+    """A job that this worker holds a lease for.
+
+    The lease is `<id>:<step>`, the step of the job's history that began this delivery; it is the fence too: it holds
+    for as long as that is the last step.
+    """
 
     id: str
-    claims: int
+    lease: str
+    claims: int  # deliveries, this one included
     attempts: int
     seq: int  # sequence number of the job's last event
     entry: str  # its entry in the stream
@@ -65,11 +70,6 @@ class ClaimedJob(msgspec.Struct, frozen=True):
     model: str
     max_attempts: int = 3
     suspect: bool = False  # the next death of its worker would park it: it runs alone, so that no other dies with it
-
-    @property
-    def lease(self) -> str:
-        """The member of the lease set: id and fence in one, so that a stale renewal finds nothing."""
-        return f"{self.id}:{self.claims}"
 
     @property
     def spec(self) -> JobSpec:
@@ -104,10 +104,16 @@ class JobError(msgspec.Struct, frozen=True):
 
 
 class Submitted(msgspec.Struct, frozen=True):
-    """The answer to a submit. `created` is false when an earlier submit of the same thing is attached to."""
+    """The answer to a submit. `created` is false when an earlier submit of the same thing is attached to.
+
+    A new job's `step` is the first of its history, and `ahead` the jobs that waited in its queue: with what was
+    asked for, that is its whole record.
+    """
 
     id: str
     created: bool
+    step: str | None = None
+    ahead: int | None = None
 
 
 class JobEvent(msgspec.Struct, frozen=True):
@@ -166,6 +172,27 @@ def parse_step(step: str) -> Step:
 def parse_history(text: str) -> list[Step]:
     """Every state that a job has had, in order."""
     return [parse_step(step) for step in text.split()]
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """What the queue itself knows of a job, one field of its record (`common/lua/job.lua`)."""
+
+    expires_ms: int
+    entry: str
+    attempts: int
+    deaths: int
+    timeout_ms: int
+    tries: int
+    lane: Priority
+    queue: str
+    user: str
+
+    @classmethod
+    def parse(cls, text: str) -> Ticket:
+        """Read one."""
+        expires, entry, attempts, deaths, timeout, tries, lane, queue, user = text.split(" ", 8)
+        numbers = int(attempts), int(deaths), int(timeout), int(tries)
+        return cls(int(expires), entry, *numbers, lane, queue, user)  # type: ignore[arg-type]
 
 
 _STEP = re.compile(r"(\d+)([a-z])(\d+)")

@@ -8,7 +8,8 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P events                stream  state events of the shard, capped; one entry per script call
     P ticks                 stream  the newest token events of all jobs, capped short; what followers hear first
     P index                 stream  every job's id, in order of submission
-    P expiry                zset    id -> when its ttl ends (ms)
+    P ordinary              hash    the usual time to live, and how far the index was walked for jobs that have it
+    P expiry                zset    id -> when its ttl ends (ms), of jobs with another time to live
     P due                   zset    id -> when a scheduled job becomes ready (ms)
     P parked                zset    parked id -> when (ms)
     P parked:info           hash    parked id -> why (JSON)
@@ -18,8 +19,8 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     Q meta                  hash    depth, clock and credit of each lane; service rate
     Q <lane>:users          zset    user -> virtual time; only users with waiting work
     Q <lane>:returned       list    ids given back by dead or draining workers, oldest first
-    Q <lane>:u:<user>       stream  the user's jobs, waiting and in progress; group `workers`
-    Q leases                zset    <id>:<claims> -> when the lease ends (ms)
+    Q <lane>:u:<user>       stream  the user's jobs, waiting and in progress; group `workers` reads it
+    Q leases                zset    <id>:<step> -> when the lease ends (ms)
     Q bell                  list    one token when there is work: wakes one idle worker
     Q claimed:<worker>      string  number and jobs of the worker's last claim
     Q control:<worker>      list    what the worker must stop

@@ -20,8 +20,16 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from common import scripts
 from common.blobs import Blobs
-from common.errors import IdempotencyMismatch, JobFailed, NotAllowedNow, NotFound, QueueFull, StoreUnavailable
-from common.jobs import ClaimedJob, JobError, JobResult, JobSpec, Submitted, Work, decode, encode
+from common.errors import (
+    IdempotencyMismatch,
+    JarvisError,
+    JobFailed,
+    NotAllowedNow,
+    NotFound,
+    QueueFull,
+    StoreUnavailable,
+)
+from common.jobs import ClaimedJob, JobError, JobResult, JobSpec, Submitted, Ticket, Work, decode, encode, parse_history
 from common.keys import Keys, new_job_id
 from common.settings import Settings
 from common.states import State
@@ -135,11 +143,24 @@ class Queue:
 
     async def submit_many(self, specs: Sequence[JobSpec], idempotency: Sequence[Key | None] = ()) -> list[Submitted]:
         """Accept jobs, in order. When one is refused the error is raised, and the others may have been accepted."""
+        answers = await self.submit_each(specs, idempotency)
+        for answer in answers:
+            if isinstance(answer, JarvisError):
+                raise answer
+        return answers  # type: ignore[return-value]
+
+    async def submit_each(
+        self, specs: Sequence[JobSpec], idempotency: Sequence[Key | None] = ()
+    ) -> list[Submitted | JarvisError]:
+        """Accept jobs, in order; one that is refused has its QueueFull or IdempotencyMismatch in its place.
+
+        Raises StoreUnavailable; some may have been accepted then, and the same call with keys attaches to those.
+        """
         keys = list(idempotency) or [None] * len(specs)
         by_shard: dict[str, list[int]] = {}
         for i, spec in enumerate(specs):
             by_shard.setdefault(self.keys.shard_of_queue(spec.queue), []).append(i)
-        answers: dict[int, Submitted] = {}
+        answers: dict[int, Submitted | JarvisError] = {}
         for shard, places in by_shard.items():
             for start in range(0, len(places), SUBMIT_BATCH):
                 some = places[start : start + SUBMIT_BATCH]
@@ -147,12 +168,15 @@ class Queue:
                 answers.update(zip(some, got, strict=True))
         return [answers[i] for i in range(len(specs))]
 
-    async def _submit_some(self, shard: str, specs: list[JobSpec], keys: list[Key | None]) -> list[Submitted]:
+    async def _submit_some(
+        self, shard: str, specs: list[JobSpec], keys: list[Key | None]
+    ) -> list[Submitted | JarvisError]:
         args: list[Any] = []
         for spec, key in zip(specs, keys, strict=True):
             args += self._arguments(new_job_id(shard), spec, await self._work(spec), key)
         settings = self.settings
-        head = (int(settings.idempotency_s * 1000), settings.max_depth, settings.events_kept)
+        ordinary_ms = int(settings.default_ttl_s * 1000)
+        head = (int(settings.idempotency_s * 1000), settings.max_depth, settings.events_kept, ordinary_ms)
         prefix = self.keys.prefix(shard)
         try:
             replies = await scripts.run(self.redis, "submit", prefix, *head, *args)
@@ -204,26 +228,27 @@ class Queue:
         Terminal states never change, so the old record stays. Raises NotFound, NotAllowedNow.
         """
         prefix = self._of(job_id)
-        fields = ("state", "queue", "lane", "user", "work", "metadata", "timeout", "tries")
-        job = await self._call(scripts.execute(self.redis, "HMGET", f"{prefix}job:{job_id}", *fields))
-        if job[0] is None:
+        call = scripts.execute(self.redis, "HMGET", f"{prefix}job:{job_id}", "ticket", "history", "work", "metadata")
+        found, history, work_bytes, metadata = await self._call(call)
+        if found is None:
             raise NotFound(job_id)
-        state = job[0].decode()
+        state = parse_history(history.decode())[-1][1]
         if state not in (State.FAILED, State.CANCELLED, State.EXPIRED, State.INCOMPLETE):
             raise NotAllowedNow(job_id, state, "retry")
-        work = decode(await self.blobs.load(job[4]), type=Work)
-        kind, _, model = job[1].decode().partition(":")
+        work = decode(await self.blobs.load(work_bytes), type=Work)
+        ticket = Ticket.parse(found.decode())
+        kind, _, model = ticket.queue.partition(":")
         spec = JobSpec(
             kind=kind,
             model=model,
             input=work.input,
             params=work.params,
             function=work.function,
-            user=job[3].decode(),
-            priority=job[2].decode(),
-            metadata=decode(job[5]) if job[5] else {},
-            timeout_s=int(job[6]) / 1000,
-            max_attempts=int(job[7]),
+            user=ticket.user,
+            priority=ticket.lane,
+            metadata=decode(metadata) if metadata else {},
+            timeout_s=ticket.timeout_ms / 1000,
+            max_attempts=ticket.tries,
             retry_of=job_id,
         )
         return await self.submit(spec, Key(f"retry {job_id}", ""))
@@ -241,7 +266,7 @@ class Queue:
     async def claim(self, queue: str, worker: str, count: int, request: int) -> list[ClaimedJob]:
         """Up to `count` jobs, each with a lease. The same `request` again returns the same jobs."""
         settings = self.settings
-        rows = await scripts.run(
+        flat = await scripts.run(
             self.redis,
             "claim",
             self.keys.of_queue(queue),
@@ -252,26 +277,33 @@ class Queue:
             int(settings.lease_s * 1000),
             self._retention_ms,
             settings.events_kept,
+            settings.max_deaths,
         )
         kind, _, model = queue.partition(":")
-        return [_claimed(row, kind, model) for row in rows]
+        return [_claimed(flat[i : i + 5], kind, model) for i in range(0, len(flat), 5)]
 
-    async def commit(self, queue: str, worker: str, outcomes: Sequence[Outcome]) -> list[Answer]:
-        """Store how runs ended, each only if its lease is still this worker's. Safe to repeat."""
-        args: list[Any] = []
+    async def commit(self, queue: str, outcomes: Sequence[Outcome]) -> list[Answer]:
+        """Store how runs ended, each only if its lease still holds. Safe to repeat."""
+        groups: dict[tuple[str, str], list[Outcome]] = {}  # a user's stream is touched once per call
         for outcome in outcomes:
-            job = outcome.job
-            args += (job.id, job.claims, job.entry, job.lane, job.user)
-            args += (outcome.kind, outcome.seq, outcome.body, outcome.usage, outcome.delay_ms)
-        prefix, kept = self.keys.of_queue(queue), self.settings.events_kept
-        answers = await scripts.run(self.redis, "commit", prefix, queue, worker, self._retention_ms, kept, *args)
-        return [answer.decode() for answer in answers]
+            groups.setdefault((outcome.job.lane, outcome.job.user), []).append(outcome)
+        args: list[Any] = []
+        for (lane, user), some in groups.items():
+            args += (lane, user, len(some))
+            for one in some:
+                extra = one.delay_ms if one.kind == "retry" else one.usage
+                args += (one.job.lease, one.job.entry, one.kind, one.seq, one.body, extra)
+        head = (self._retention_ms, self.settings.events_kept)
+        replies = await scripts.run(self.redis, "commit", self.keys.of_queue(queue), queue, *head, *args)
+        leases = [outcome.job.lease for some in groups.values() for outcome in some]
+        answers = dict(zip(leases, replies, strict=True))
+        return [answers[outcome.job.lease].decode() for outcome in outcomes]
 
     async def emit(self, queue: str, events: Sequence[Event], kept: int = 65_536) -> list[str]:
         """Append events of running jobs; returns the leases that are lost. Safe to repeat."""
         args: list[Any] = []
         for job, seq, event, data in events:
-            args += (job.id, job.claims, seq, event, encode(data))
+            args += (job.lease, seq, event, encode(data))
         lost = await scripts.run(self.redis, "emit", self.keys.of_queue(queue), kept, *args)
         return [lease.decode() for lease in lost]
 
@@ -370,31 +402,35 @@ def _digest(user: str, key: str) -> str:
     return hashlib.sha256(f"{user}\0{key}".encode()).hexdigest()
 
 
-def _submitted(spec: JobSpec, reply: list[Any]) -> Submitted:
+def _submitted(spec: JobSpec, reply: list[Any]) -> Submitted | JarvisError:
     answer = reply[0]
     if answer == b"full":
-        raise QueueFull(spec.queue, int(reply[1]))
+        return QueueFull(spec.queue, int(reply[1]))
     if answer == b"mismatch":
-        raise IdempotencyMismatch()
-    return Submitted(reply[1].decode(), answer == b"new")
+        return IdempotencyMismatch()
+    if answer == b"new":
+        return Submitted(reply[1].decode(), True, reply[2].decode(), reply[3])
+    return Submitted(reply[1].decode(), False)
 
 
 def _claimed(row: list[Any], kind: str, model: str) -> ClaimedJob:
-    job_id, claims, attempts, seq, entry, lane, user, timeout_ms, work, max_attempts, suspect = row
+    lease = row[0].decode()
+    ticket = Ticket.parse(row[3].decode())
     return ClaimedJob(
-        job_id.decode(),
-        claims,
-        attempts,
-        seq,
-        entry.decode(),
-        lane.decode(),
-        user.decode(),
-        timeout_ms / 1000,
-        work,
+        lease[:28],
+        lease,
+        row[1],
+        ticket.attempts,
+        int(lease[29 : lease.index("p", 29)]),
+        ticket.entry,
+        ticket.lane,
+        ticket.user,
+        ticket.timeout_ms / 1000,
+        row[4],
         kind,
         model,
-        max_attempts,
-        suspect == 1,
+        ticket.tries,
+        row[2] == 1,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -18,15 +18,14 @@ import redis.asyncio as redis
 from common import scripts
 from common.blobs import Blobs
 from common.errors import NotFound, StoreUnavailable
-from common.jobs import JobError, JobEvent, JobRecord, Priority, Step, decode, parse_history
+from common.jobs import JobError, JobEvent, JobRecord, Priority, Step, Ticket, decode, parse_history
 from common.keys import Keys
 from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
 from common.states import TERMINAL, State
 from common.wakes import Wakes
 
-_FIELDS = ["queue", "lane", "user", "state", "history", "expires", "due", "attempts", "claims", "tries", "worker"]
-_FIELDS += ["error", "usage", "metadata", "retry_of"]
+_FIELDS = ["ticket", "history", "worker", "due", "error", "usage", "metadata", "retry_of"]
 #: Upper bounds of the wait and run histograms, in seconds (`common/lua/job.lua` has the same); then +Inf.
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 #: Most index entries looked at for one page of a list: bounds what a narrow filter may cost.
@@ -115,24 +114,37 @@ class Results:
 
     async def result(self, job_id: str) -> StoredResult | None:
         """A terminal job's result, None while there is none yet. Raises NotFound, StoreUnavailable."""
-        *values, raw = await self._call(self.redis.hmget(f"{self._of(job_id)}job:{job_id}", [*_FIELDS, "result"]))
+        found = await self.look(job_id)
+        return found if found.record.terminal else None
+
+    async def look(self, job_id: str, result: bool = True) -> StoredResult:
+        """A job as it stands, without its place, in one read. Raises NotFound, StoreUnavailable."""
+        fields = [*_FIELDS, "result"] if result else _FIELDS
+        values = await self._call(self.redis.hmget(f"{self._of(job_id)}job:{job_id}", fields))
         if values[0] is None:
             raise NotFound(job_id)
-        record = _record(job_id, values)
-        if not record.terminal:
-            return None
-        return StoredResult(record, msgspec.Raw(await self.blobs.load(raw)) if raw else None)
+        raw = values.pop() if result else None
+        return StoredResult(_record(job_id, values), msgspec.Raw(await self.blobs.load(raw)) if raw else None)
 
     async def wait(self, job_id: str, timeout_s: float) -> JobRecord:
         """The record as soon as it is terminal, or as it stands when the time is over."""
-        record = await self.record(job_id, position=False)  # at once when there is no job, or no Redis, to wait for
-        if record.terminal:
-            return record
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), aclosing(self.follow(job_id)) as events:
-                async for _ in events:
-                    pass
-        return await self.record(job_id)
+        return (await self.finished(job_id, timeout_s, result=False)).record
+
+    async def finished(self, job_id: str, timeout_s: float, result: bool = True) -> StoredResult:
+        """As `wait`, with the result, which comes with the record of the job's end in one read.
+
+        Raises NotFound and StoreUnavailable at once: there is nothing to wait for then.
+        """
+        with self.wakes.listen_for_end(job_id) as listener:
+            seen = await self.look(job_id, result)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    while not seen.record.terminal:
+                        # The look every few seconds is a safety net, not the mechanism.
+                        await listener.end(self.settings.bell_timeout_s)
+                        with suppress(StoreUnavailable):  # a restart of Redis is waited for
+                            seen = await self.look(job_id, result)
+        return seen if seen.record.terminal else StoredResult(await self.record(job_id), None)
 
     async def events(self, job_id: str, after: int = 0) -> list[JobEvent]:
         """The job's events with a sequence number above `after`, in order. Raises NotFound, StoreUnavailable."""
@@ -304,8 +316,9 @@ def _below(cursor: str | None, shard: int) -> str:
 def _record(job_id: str, values: list[bytes | None]) -> JobRecord:
     texts = {name: value.decode() for name, value in zip(_FIELDS, values, strict=True) if value is not None}
     history = parse_history(texts["history"])
-    kind, _, model = texts["queue"].partition(":")
-    status = State(texts["state"])
+    ticket = Ticket.parse(texts["ticket"])
+    kind, _, model = ticket.queue.partition(":")
+    status = history[-1][1]
     started = _last(history, State.IN_PROGRESS)
     finished = history[-1][2] if status in TERMINAL else None
     return JobRecord(
@@ -313,16 +326,16 @@ def _record(job_id: str, values: list[bytes | None]) -> JobRecord:
         kind=kind,
         model=model,
         status=status,
-        priority=texts["lane"],  # type: ignore[arg-type]
-        user=texts["user"],
+        priority=ticket.lane,
+        user=ticket.user,
         created_at=history[0][2],
         started_at=started,
         finished_at=finished,
-        expires_at=int(texts["expires"]) / 1000,
+        expires_at=ticket.expires_ms / 1000,
         run_at=int(texts["due"]) / 1000 if "due" in texts else None,
-        attempts=int(texts.get("attempts", 0)),
-        claims=int(texts.get("claims", 0)),
-        max_attempts=int(texts["tries"]),
+        attempts=ticket.attempts,
+        claims=sum(was == State.IN_PROGRESS for _, was, _ in history),
+        max_attempts=ticket.tries,
         worker=texts.get("worker"),
         queue_position=None,
         waiting_for=None,

@@ -6,12 +6,14 @@ Every name carries its unit; every field says in one line what it decides.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from common import address
 from common.errors import SettingsInvalid
 
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
@@ -24,7 +26,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="JARVIS_", frozen=True, extra="ignore")
 
     # Redis
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="where Redis answers")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="where Redis answers: a server, a cluster or sentinels"
+    )
     namespace: str = Field("jarvis", pattern=r"^[a-z0-9_-]{1,32}$", description="first part of every key")
     shards: int = Field(1, ge=1, le=256, description="hash tags that the queues are spread over")
     redis_timeout_s: Seconds = Field(5.0, description="no call to Redis is blocked longer (besides a blocking read)")
@@ -75,6 +79,12 @@ class Settings(BaseSettings):
         "info", description="least severe level that is logged"
     )
 
+    @field_validator("redis_url")
+    @classmethod
+    def _address_is_known(cls, url: str) -> str:
+        address.parse(url)
+        return url
+
     @model_validator(mode="after")
     def _clocks_fit(self) -> Self:
         # A healthy idle read must never look like a dead server (reliability.md, test 8).
@@ -96,7 +106,8 @@ class Settings(BaseSettings):
 
 
 def mask(url: str) -> str:
-    """An address without its password."""
+    """An address without its passwords."""
+    url = re.sub(r"([?&](?:sentinel_)?password=)[^&]*", r"\1***", url)
     head, at, tail = url.rpartition("@")
     scheme, slashes, credentials = head.partition("://")
     if not at or ":" not in credentials:

@@ -7,15 +7,15 @@ the job itself whenever they do not. News that are missed, doubled or late there
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, TypeVar
 
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from common.jobs import JobEvent, decode, parse_step
-from common.states import State
+from common.states import TERMINAL, State
 
 #: News that a follower may leave unread before it has to read the job itself.
 UNREAD = 1_000
@@ -51,6 +51,25 @@ class Listener:
         return [unread[seq] for seq in fresh]
 
 
+class EndListener(Listener):
+    """What one who only waits for a job's end hears of it."""
+
+    def tell(self, event: JobEvent | None) -> None:
+        """Here is an event: it counts when it is the last one, or when it may be."""
+        if event is None or (event.event == "state" and event.data["status"] in TERMINAL):
+            self._wake.set()
+
+    async def end(self, timeout_s: float) -> None:
+        """Wait until the job has ended or must be looked at, or the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
+        self._wake.clear()
+
+
+AnyListener = TypeVar("AnyListener", bound=Listener)
+
+
 class Wakes:
     """Followers by job id, and the readers that tell them."""
 
@@ -65,10 +84,25 @@ class Wakes:
     @asynccontextmanager
     async def listen(self, job_id: str) -> AsyncIterator[Listener]:
         """What a follower listens with; it hears everything from here on."""
-        listener = Listener()
+        with self._listening(job_id, Listener()) as listener:
+            self._start()
+            for started in self._started:
+                with suppress(TimeoutError):  # Redis is away: followers look for themselves until it is back
+                    async with asyncio.timeout(1):
+                        await started.wait()
+            yield listener
+
+    @contextmanager
+    def listen_for_end(self, job_id: str) -> Iterator[EndListener]:
+        """What one who waits listens with. A reader that starts later tells it to look again."""
+        with self._listening(job_id, EndListener()) as listener:
+            self._start()
+            yield listener
+
+    @contextmanager
+    def _listening(self, job_id: str, listener: AnyListener) -> Iterator[AnyListener]:
         self._listeners.setdefault(job_id, set()).add(listener)
         try:
-            await self._start()
             yield listener
         finally:
             listeners = self._listeners[job_id]
@@ -83,15 +117,11 @@ class Wakes:
         await asyncio.gather(*self._readers, return_exceptions=True)
         self._readers.clear()
 
-    async def _start(self) -> None:
+    def _start(self) -> None:
         if not self._readers:
             self._started = [asyncio.Event() for _ in self._prefixes]
             pairs = zip(self._prefixes, self._started, strict=True)
             self._readers = [asyncio.create_task(self._read(prefix, started)) for prefix, started in pairs]
-        for started in self._started:
-            with suppress(TimeoutError):  # Redis is away: followers look for themselves until it is back
-                async with asyncio.timeout(1):
-                    await started.wait()
 
     async def _read(self, prefix: str, started: asyncio.Event) -> None:
         streams: Any = {}

@@ -102,7 +102,7 @@ class Outbox:
             await asyncio.sleep(early_s)
 
     async def _commit(self, outcomes: list[Outcome]) -> None:
-        answers = await patiently(self._queue.commit, self._queue_name, self._worker, outcomes)
+        answers = await patiently(self._queue.commit, self._queue_name, outcomes)
         for outcome, answer in zip(outcomes, answers, strict=True):
             self._written(outcome, answer)
 

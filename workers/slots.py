@@ -12,7 +12,7 @@ import struct
 import tempfile
 from typing import BinaryIO, NamedTuple
 
-_ROW = struct.Struct("48sdd")
+_ROW = struct.Struct("64sdd")
 
 
 class Held(NamedTuple):

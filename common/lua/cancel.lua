@@ -5,6 +5,6 @@
 -- atomic because a job must not be claimed, committed or promoted between the look and the end.
 -- include job.lua
 even_when_full()
-local before = end_job(ARGV[1], 'cancelled', 'cancelled', 'cancelled by request', ARGV[2])
+local before = end_job(ARGV[1], 'x', 'cancelled', 'cancelled by request', ARGV[2])
 finish(ARGV[3])
 return before

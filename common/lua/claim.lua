@@ -1,89 +1,98 @@
 -- claim: hand a worker up to `want` ready jobs: lanes by weight, users by virtual time, and a lease on each.
 -- KEYS[1] shard prefix
--- ARGV    queue, worker, request number, want, lease_ms, retention_ms, events_kept
--- returns per job: {id, claims, attempts, sequence number, entry, lane, user, timeout_ms, work, max_attempts, suspect}
+-- ARGV    queue, worker, request number, want, lease_ms, retention_ms, events_kept, max_deaths
+-- returns 5 per job, flat: lease, number of deliveries, 1 if it must run alone, ticket, work
 -- atomic because a job must have its lease the moment it leaves the queue. The request number makes a retry after a
 --         lost reply return the same jobs; without it they would stand in progress with nobody to run them.
 -- include job.lua
 even_when_full()
 local queue, worker, request, want = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local LEASE_MS, RETENTION_MS, EVENTS_KEPT = tonumber(ARGV[5]), ARGV[6], ARGV[7]
+local RETENTION_MS, EVENTS_KEPT, MAX_DEATHS = ARGV[6], ARGV[7], tonumber(ARGV[8])
+local DEADLINE = string.format('%d', NOW + ARGV[5])
 local WEIGHTS = {high = 16, normal = 4, low = 1}
 local COST = 1 -- of a job, over WEIGHT of its user: both come with the tenants issue (design, section 5)
 local q = at(queue)
-local FIELDS = {'state', 'claims', 'attempts', 'work', 'timeout', 'history', 'expires', 'user', 'entry', 'tries',
-  'suspect'}
+local JOB = P .. 'job:'
 local taken, leases, held = {}, {}, {}
 local budget = want + 1000 -- entries to look at: thousands of expired ones must not keep Redis busy in one call
 
-local function answer(id, job, lane, seq)
-  return {id, tonumber(job[2] or 0), tonumber(job[3] or 0), seq, job[9], lane, job[8], tonumber(job[5]), job[4],
-    tonumber(job[10]), tonumber(job[11] or 0)}
+local function answer(held_now, deliveries, suspect, ticket, work)
+  local n = #taken
+  taken[n + 1], taken[n + 2], taken[n + 3], taken[n + 4], taken[n + 5] = held_now, deliveries, suspect, ticket, work
 end
 
-local function lease(id, job, lane)
-  local claims = (job[2] or 0) + 1
-  job[2] = claims
-  local seq, since = last_step(job[6])
-  seq = seq + 1
-  if claims > 1 then seq = next_seq(id, job[6]) end
-  redis.call('HSET', P .. 'job:' .. id, 'state', 'in_progress', 'claims', claims, 'worker', worker,
-    'history', move(id, q, job[6], 'in_progress', seq))
-  observe(q, 'wait', NOW - since)
-  local member = id .. ':' .. claims
-  append(leases, NOW + LEASE_MS, member)
+-- Whoever was running beside a job that kills its worker died with it. Before the last time, it runs alone.
+local function is_suspect(deaths)
+  return deaths ~= '0' and tonumber(deaths) >= MAX_DEATHS - 1
+end
+
+local function deliveries_in(history)
+  local _, n = string.gsub(history, 'p', '')
+  return n
+end
+
+local function lease(id, job, deaths)
+  local ticket, history, work = job[1], job[2], job[3]
+  local number = 2
+  if #history > 15 then number = next_number(id, history) end -- it was delivered or scheduled before
+  observe(q, 'wait', NOW - since_of(history))
+  local after, step = move(id, q, history, 'p', number)
+  redis.call('HSET', JOB .. id, 'history', after, 'worker', worker)
+  local member = id .. ':' .. step
+  append(leases, DEADLINE, member)
   append(held, member)
-  append(taken, answer(id, job, lane, seq))
+  answer(member, #history > 15 and deliveries_in(after) or 1, is_suspect(deaths) and 1 or 0, ticket, work)
 end
 
 -- Lease a job that was just read; 1 if it was, 0 if it must not be run.
 local function take(id, entry, stream, lane)
   budget = budget - 1
-  local job = redis.call('HMGET', P .. 'job:' .. id, unpack(FIELDS))
-  local waits = job[1] == 'queued' and job[9] == entry -- with another entry it was given back while its group was lost
-  if waits and tonumber(job[7]) > NOW then
-    lease(id, job, lane)
-    return 1
-  end
-  if waits then
-    end_job(id, 'expired', 'expired', 'its time to live ended before a worker was free', RETENTION_MS)
-  elseif job[1] == 'in_progress' and job[9] == entry then
-    return 0 -- a recreated group reads again what somebody is running: leave it alone
-  else
-    if not job[1] then
-      park('entry-' .. entry .. '-' .. string.sub(id, 1, 64), queue, 'orphan: no record of this job')
-      redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, -1)
-    end
-    redis.call('XACK', stream, 'workers', entry)
+  local job = redis.call('HMGET', JOB .. id, 'ticket', 'history', 'work')
+  if not job[1] then
+    park('entry-' .. entry .. '-' .. string.sub(id, 1, 64), queue, 'orphan: no record of this job')
+    redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, -1)
     redis.call('XDEL', stream, entry)
+    return 0
   end
+  local expires, its_entry, deaths = string.match(job[1], '^(%d+) (%S+) %d+ (%d+)')
+  local code = code_of(job[2])
+  if its_entry ~= entry or TERMINAL[code] then
+    redis.call('XDEL', stream, entry)
+  elseif code == 'q' then
+    if tonumber(expires) > NOW then
+      lease(id, job, deaths)
+      return 1
+    end
+    end_job(id, 'e', 'expired', 'its time to live ended before a worker was free', RETENTION_MS)
+  end -- in progress: a recreated group reads again what somebody is running, leave it alone
   return 0
 end
 
+-- Those given back. One that waits no more was read again by a recreated group, and is somebody's already.
 local function take_returned(lane, k)
   local got = 0
   while got < k and budget > 0 do
     local id = redis.call('LPOP', q .. lane .. ':returned')
     if not id then return got end
-    local place = redis.call('HMGET', P .. 'job:' .. id, 'user', 'entry', 'suspect')
-    if place[1] then
-      local stream = stream_of(q, lane, place[1])
-      redis.pcall('XCLAIM', stream, 'workers', worker, 0, place[2], 'JUSTID')
-      local ran = take(id, place[2], stream, lane)
-      got = got + ran
-      if ran == 1 and place[3] then budget = 0 end -- its worker is to run it alone: hand out nothing behind it
+    local job = redis.call('HMGET', JOB .. id, 'ticket', 'history')
+    if job[1] and code_of(job[2]) == 'q' then
+      local ticket = of_ticket(job[1])
+      got = got + take(id, ticket.entry, stream_of(q, lane, ticket.user), lane)
+      -- Its worker is to run it alone: hand out nothing behind it.
+      if is_suspect(ticket.deaths) then budget = 0 end
     end
   end
   return got
 end
 
--- Read n entries of one user's stream. A lost group is made again from the start; nothing is skipped.
+-- Read n entries of one user's stream. NOACK: the lease set says who holds what; Redis' own list of pending entries
+-- would be a second one, and cost as much again. A lost group is made again from the start; nothing is skipped.
 local function read(stream, n)
-  local reply = redis.pcall('XREADGROUP', 'GROUP', 'workers', worker, 'COUNT', n, 'STREAMS', stream, '>')
+  local reply = redis.pcall('XREADGROUP', 'GROUP', 'workers', 'all', 'COUNT', n, 'NOACK', 'STREAMS', stream, '>')
   if reply and reply.err then
     if redis.call('EXISTS', stream) == 0 then return {} end
     redis.call('XGROUP', 'CREATE', stream, 'workers', '0')
-    reply = redis.call('XREADGROUP', 'GROUP', 'workers', worker, 'COUNT', n, 'STREAMS', stream, '>')
+    reply = redis.call('XREADGROUP', 'GROUP', 'workers', 'all', 'COUNT', n, 'NOACK', 'STREAMS', stream, '>')
   end
   return reply and reply[1] and reply[1][2] or {}
 end
@@ -122,7 +131,7 @@ local function take_users(lane, k)
         if ran > 0 then now_at = math.max(now_at or 0, user.time + ran * COST) end
         if #entries < user.n then
           redis.call('ZREM', key, user.user)
-          drop_if_empty(q, lane, user.user)
+          drop_if_empty(q, lane, user.user, stream)
         else
           append(moved, user.time + #entries * COST, user.user)
         end
@@ -208,11 +217,10 @@ end
 -- The jobs of the claim whose reply was lost, as far as they are still this worker's.
 local function again(kept)
   for member in string.gmatch(string.sub(kept, #request + 2), '%S+') do
-    local id, claims = string.match(member, '^(.*):(%d+)$')
-    local job = redis.call('HMGET', P .. 'job:' .. id, unpack(FIELDS))
-    local lane = redis.call('HGET', P .. 'job:' .. id, 'lane')
-    if job[1] == 'in_progress' and job[2] == claims then
-      append(taken, answer(id, job, lane, next_seq(id, job[6]) - 1))
+    local id, step = of_lease(member)
+    local job = redis.call('HMGET', JOB .. id, 'ticket', 'history', 'work')
+    if job[1] and is_last(job[2], step) then
+      answer(member, deliveries_in(job[2]), is_suspect(of_ticket(job[1]).deaths) and 1 or 0, job[1], job[3])
     end
   end
 end

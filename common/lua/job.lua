@@ -1,13 +1,24 @@
 -- job.lua: what the scripts share. Included at the top of each; not run by itself.
 -- KEYS[1] is always the shard's prefix; key names are those of common/keys.py.
 -- Time is Redis' own, in milliseconds: no client's clock decides anything.
+--
+-- A record's `history` is every state that the job has had: steps `<number><code><milliseconds>` with spaces between.
+-- Its last step says the state. A lease is `<id>:<step>`, the step that began the delivery: it holds for as long as
+-- that is the last one, so that the fence is one comparison, and two deliveries never have the same.
+-- A record's `ticket` is what the queue must know of a job, in one field because each field read costs as much as
+-- the rest of the look: `<expires> <entry> <attempts> <deaths> <timeout> <tries> <lane> <queue> <user>`.
 local P = KEYS[1]
 local clock = redis.call('TIME')
 local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local NOW_TEXT = string.format('%d', NOW)
 local CODES = {scheduled = 's', queued = 'q', in_progress = 'p', completed = 'c', incomplete = 'i', failed = 'f',
   cancelled = 'x', expired = 'e'}
-local TERMINAL = {completed = true, incomplete = true, failed = true, cancelled = true, expired = true}
+local COUNTERS, STATES = {}, {}
+for state, code in pairs(CODES) do
+  COUNTERS[code] = 'state:' .. state
+  STATES[code] = state
+end
+local TERMINAL = {c = true, i = true, f = true, x = true, e = true}
 local LANES = {'high', 'normal', 'low'}
 local BUCKETS = {5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 1800000}
 
@@ -35,39 +46,74 @@ local function count(q, field, by)
     fields = {}
     tally[q] = fields
   end
-  fields[field] = (fields[field] or 0) + (by or 1)
+  fields[field] = (fields[field] or 0) + by
 end
 
+-- The first bucket that a duration fits into; the one after the last for those that fit into none.
+local function bucket_of(ms)
+  local low, high = 1, #BUCKETS + 1
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if ms > BUCKETS[middle] then low = middle + 1 else high = middle end
+  end
+  return low
+end
+
+local buckets = {wait = {}, run = {}}
 local function observe(q, name, ms)
-  local bucket = 1
-  while bucket <= #BUCKETS and ms > BUCKETS[bucket] do bucket = bucket + 1 end
-  count(q, name .. ':' .. bucket)
-  count(q, name .. ':sum', ms)
+  local bucket = bucket_of(ms)
+  local field = buckets[name][bucket]
+  if not field then
+    field = name .. ':' .. bucket
+    buckets[name][bucket] = field
+  end
+  count(q, field, 1)
+  count(q, name == 'wait' and 'wait:sum' or 'run:sum', ms)
 end
 
--- Number and time of the last step of a history. Only its end is searched: Lua tries a pattern at every place.
-local function last_step(history)
-  local seq, since = string.match(string.sub(history, -24), '(%d+)%a(%d+)$')
-  return tonumber(seq) or 0, tonumber(since)
+-- A history's last step: its code, its number, its time. Times have thirteen digits until the year 2286.
+local function code_of(history) return string.sub(history, -14, -14) end
+local function since_of(history) return tonumber(string.sub(history, -13)) end
+local function number_of(history)
+  local tail = string.sub(history, -24, -15)
+  return tonumber(string.match(tail, ' (%d+)$') or tail)
 end
 
--- The one place where a state changes: gives the job's new history, counts the move, notes the event.
--- `seq` may be nil: the next number after the last one in the history.
-local function move(id, q, history, state, seq)
-  if not seq then seq = last_step(history) + 1 end
-  local step = seq .. CODES[state] .. NOW_TEXT
+local function is_last(history, step)
+  local n = #step
+  return string.sub(history, -n) == step and (#history == n or string.byte(history, -n - 1) == 32)
+end
+
+local function of_lease(held) return string.sub(held, 1, 28), string.sub(held, 30) end -- an id has 28 characters
+
+local function of_ticket(ticket)
+  local expires, entry, attempts, deaths, timeout, tries, lane, queue, user =
+    string.match(ticket, '^(%d+) (%S+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (.*)$')
+  return {expires = expires, entry = entry, attempts = attempts, deaths = deaths, timeout = timeout, tries = tries,
+    lane = lane, queue = queue, user = user}
+end
+
+local function to_ticket(t)
+  return table.concat({t.expires, t.entry, t.attempts, t.deaths, t.timeout, t.tries, t.lane, t.queue, t.user}, ' ')
+end
+
+-- The one place where a state changes: gives the job's new history and the step, counts the move, notes the event.
+-- `number` may be nil: the next one after the last in the history.
+local function move(id, q, history, code, number)
+  if not number then number = history == '' and 1 or number_of(history) + 1 end
+  local step = number .. code .. NOW_TEXT
   append(events, id, step)
-  count(q, 'state:' .. state)
-  if history == '' then return step end
-  return history .. ' ' .. step
+  count(q, COUNTERS[code], 1)
+  if history == '' then return step, step end
+  return history .. ' ' .. step, step
 end
 
 -- The next number for a job whose worker may have written token events that the history does not know.
-local function next_seq(id, history)
-  local seq = last_step(history)
+local function next_number(id, history)
+  local number = number_of(history)
   local last = redis.call('XREVRANGE', P .. 'tokens:' .. id, '+', '-', 'COUNT', 1)[1]
-  if last then seq = math.max(seq, tonumber(string.match(last[1], '^%d+'))) end
-  return seq + 1
+  if last then number = math.max(number, tonumber(string.match(last[1], '^%d+'))) end
+  return number + 1
 end
 
 -- Put a job at the end of its user's stream; returns the entry's id.
@@ -94,8 +140,7 @@ local function ring(q)
 end
 
 -- A user without work leaves nothing behind.
-local function drop_if_empty(q, lane, user)
-  local stream = stream_of(q, lane, user)
+local function drop_if_empty(q, lane, user, stream)
   if redis.call('XLEN', stream) == 0 then
     redis.call('DEL', stream)
     redis.call('ZREM', q .. lane .. ':users', user)
@@ -104,9 +149,8 @@ end
 
 local function remove_entry(q, lane, user, entry)
   local stream = stream_of(q, lane, user)
-  redis.pcall('XACK', stream, 'workers', entry) -- pcall: the stream or its group may be lost
   redis.call('XDEL', stream, entry)
-  drop_if_empty(q, lane, user)
+  drop_if_empty(q, lane, user, stream)
 end
 
 -- What every terminal move does beside writing the state.
@@ -117,51 +161,45 @@ local function close(id, retention_ms)
 end
 
 -- Take a job out of wherever it stands and end it. Returns its state before, or false when there is no such job.
-local function end_job(id, state, code, message, retention_ms)
+-- With `by_now` only if its time to live has ended.
+local function end_job(id, code, reason, message, retention_ms, by_now)
   local key = P .. 'job:' .. id
-  local job = redis.call('HMGET', key, 'state', 'queue', 'lane', 'user', 'entry', 'claims', 'worker', 'history')
-  local before, queue, lane, user, entry = job[1], job[2], job[3], job[4], job[5]
-  if not before or TERMINAL[before] then return before end
-  local q = at(queue)
-  if before == 'scheduled' then
+  local job = redis.call('HMGET', key, 'ticket', 'history', 'worker')
+  if not job[1] then return false end
+  local ticket, history = of_ticket(job[1]), job[2]
+  local before = code_of(history)
+  if TERMINAL[before] or by_now and tonumber(ticket.expires) > NOW then return STATES[before] end
+  local q, lane, user = at(ticket.queue), ticket.lane, ticket.user
+  if before == 's' then
     redis.call('ZREM', P .. 'due', id)
   else
-    remove_entry(q, lane, user, entry)
-    if before == 'queued' then
+    remove_entry(q, lane, user, ticket.entry)
+    if before == 'q' then
       redis.call('LREM', q .. lane .. ':returned', 1, id)
       redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, -1)
     else
-      local held = id .. ':' .. job[6]
+      local held = id .. ':' .. string.match(history, '(%S+)$')
       redis.call('ZREM', q .. 'leases', held)
-      redis.call('RPUSH', q .. 'control:' .. job[7], held)
-      redis.call('PEXPIRE', q .. 'control:' .. job[7], 60000)
+      redis.call('RPUSH', q .. 'control:' .. job[3], held)
+      redis.call('PEXPIRE', q .. 'control:' .. job[3], 60000)
     end
   end
-  local history = move(id, q, job[8], state, next_seq(id, job[8]))
-  redis.call('HSET', key, 'state', state, 'history', history)
-  if code then redis.call('HSET', key, 'error', cjson.encode({code = code, message = message})) end
+  redis.call('HSET', key, 'history', (move(id, q, history, code, next_number(id, history))),
+    'error', cjson.encode({code = reason, message = message}))
   close(id, retention_ms)
-  return before
+  return STATES[before]
 end
 
 -- Give a job in progress back to the front of its lane: it was paid for and goes before new ones.
-local function give_back(id, q, lane, user, entry, claims, history, seq)
-  local key, stream = P .. 'job:' .. id, stream_of(q, lane, user)
-  redis.call('ZREM', q .. 'leases', id .. ':' .. claims)
-  local kept = redis.pcall('XCLAIM', stream, 'workers', 'returned', 0, entry, 'JUSTID')
-  if kept.err or #kept == 0 then -- the entry or the group is lost: a new entry at the end
-    redis.call('HSET', key, 'entry', enqueue(q, id, lane, user))
-    ready(q, lane, user)
-  else
-    redis.call('RPUSH', q .. lane .. ':returned', id)
-    ready(q, lane)
-  end
-  redis.call('HSET', key, 'state', 'queued', 'history', move(id, q, history, 'queued', seq))
+local function give_back(id, q, lane, history, number)
+  redis.call('RPUSH', q .. lane .. ':returned', id)
+  ready(q, lane)
+  redis.call('HSET', P .. 'job:' .. id, 'history', (move(id, q, history, 'q', number)))
 end
 
 -- Keep something that must not be run, with the reason, where a person can find it.
 local function park(id, queue, reason)
-  redis.call('ZADD', P .. 'parked', NOW, id)
+  redis.call('ZADD', P .. 'parked', NOW_TEXT, id)
   redis.call('HSET', P .. 'parked:info', id, cjson.encode({queue = queue, reason = reason}))
   local excess = redis.call('ZCARD', P .. 'parked') - 10000
   if excess > 0 then

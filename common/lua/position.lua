@@ -5,9 +5,10 @@
 --         Exact up to 1,000 jobs of its user and 256 users in its lane; beyond, an estimate from those.
 -- atomic because a place in a moving queue has a meaning only at one moment.
 -- include job.lua
-local job = redis.call('HMGET', P .. 'job:' .. ARGV[1], 'state', 'queue', 'lane', 'user', 'entry')
-if job[1] ~= 'queued' then return {} end
-local q, lane, me, entry = at(job[2]), job[3], job[4], job[5]
+local job = redis.call('HMGET', P .. 'job:' .. ARGV[1], 'ticket', 'history')
+if not job[1] or code_of(job[2]) ~= 'q' then return {} end
+local ticket = of_ticket(job[1])
+local q, lane, me, entry = at(ticket.queue), ticket.lane, ticket.user, ticket.entry
 
 local function delivered(stream)
   local groups = redis.pcall('XINFO', 'GROUPS', stream)

@@ -5,15 +5,16 @@
 -- atomic because a due job must be moved once, however many schedulers look.
 -- include job.lua
 even_when_full()
-local ids = redis.call('ZRANGEBYSCORE', P .. 'due', '-inf', NOW, 'LIMIT', 0, ARGV[1])
+local ids = redis.call('ZRANGEBYSCORE', P .. 'due', '-inf', NOW_TEXT, 'LIMIT', 0, ARGV[1])
 for _, id in ipairs(ids) do
   local key = P .. 'job:' .. id
-  local job = redis.call('HMGET', key, 'state', 'queue', 'lane', 'user', 'history')
-  if job[1] == 'scheduled' then
-    local q = at(job[2])
-    redis.call('HSET', key, 'state', 'queued', 'entry', enqueue(q, id, job[3], job[4]),
-      'history', move(id, q, job[5], 'queued'))
-    ready(q, job[3], job[4])
+  local job = redis.call('HMGET', key, 'ticket', 'history')
+  if job[1] and code_of(job[2]) == 's' then
+    local ticket = of_ticket(job[1])
+    local q = at(ticket.queue)
+    ticket.entry = enqueue(q, id, ticket.lane, ticket.user)
+    redis.call('HSET', key, 'ticket', to_ticket(ticket), 'history', (move(id, q, job[2], 'q')))
+    ready(q, ticket.lane, ticket.user)
   end
   redis.call('ZREM', P .. 'due', id)
 end

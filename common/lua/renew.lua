@@ -1,6 +1,6 @@
 -- renew: keep a worker alive and its leases from ending.
 -- KEYS[1] shard prefix
--- ARGV    queue, worker, lease_ms, what the worker says of itself (JSON), then `id:claims` per lease
+-- ARGV    queue, worker, lease_ms, what the worker says of itself (JSON), then the leases
 -- returns the leases that are gone: expired and handed on, cancelled, or already committed
 -- atomic because a lease must not end between being renewed and being reported. The fence is in the member's name:
 --         a stale worker's member is simply not there (XX), so that it can renew nothing.

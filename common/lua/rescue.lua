@@ -8,31 +8,21 @@ even_when_full()
 local LIMIT, MAX_DEATHS, RETENTION_MS, EVENTS_KEPT = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local moved, next_at = 0, nil
 
--- The consumer of a dead worker goes once nothing is pending under its name; never before (that would lose entries).
-local function forget(stream, worker)
-  local pending = redis.pcall('XPENDING', stream, 'workers', '-', '+', 1, worker)
-  if not pending.err and #pending == 0 then redis.pcall('XGROUP', 'DELCONSUMER', stream, 'workers', worker) end
-end
-
 local function rescue(q, queue, held)
-  local id, claims = string.match(held, '^(.*):(%d+)$')
+  local id, step = of_lease(held)
   local key = P .. 'job:' .. id
-  local job = redis.call('HMGET', key, 'state', 'claims', 'deaths', 'lane', 'user', 'entry', 'history', 'worker')
-  if job[1] ~= 'in_progress' or job[2] ~= claims then
-    redis.call('ZREM', q .. 'leases', held)
-    return
-  end
-  local deaths = (job[3] or 0) + 1
-  redis.call('HSET', key, 'deaths', deaths)
-  if deaths >= MAX_DEATHS then
-    local reason = 'its worker died or fell silent ' .. deaths .. ' times while running it'
-    end_job(id, 'failed', 'poisoned', reason, RETENTION_MS)
+  redis.call('ZREM', q .. 'leases', held)
+  local job = redis.call('HMGET', key, 'ticket', 'history')
+  if not job[1] or not is_last(job[2], step) then return end
+  local ticket = of_ticket(job[1])
+  ticket.deaths = ticket.deaths + 1
+  redis.call('HSET', key, 'ticket', to_ticket(ticket))
+  if ticket.deaths >= MAX_DEATHS then
+    local reason = 'its worker died or fell silent ' .. ticket.deaths .. ' times while running it'
+    end_job(id, 'f', 'poisoned', reason, RETENTION_MS)
     park(id, queue, 'poisoned: ' .. reason)
   else
-    -- Whoever was running beside a job that kills its worker died with it. Before the last time, it runs alone.
-    if deaths == MAX_DEATHS - 1 then redis.call('HSET', key, 'suspect', 1) end
-    give_back(id, q, job[4], job[5], job[6], claims, job[7], next_seq(id, job[7]))
-    forget(stream_of(q, job[4], job[5]), job[8])
+    give_back(id, q, ticket.lane, job[2], next_number(id, job[2]))
   end
   moved = moved + 1
 end

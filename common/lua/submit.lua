@@ -1,12 +1,13 @@
 -- submit: accept jobs: idempotency, the queue's bound, the record, the user's place, all or nothing per job.
 -- KEYS[1] shard prefix
--- ARGV    idempotency_ms, max_depth, events_kept, then 13 per job: id, queue, lane, user, due_ms (0: now),
+-- ARGV    idempotency_ms, max_depth, events_kept, ordinary ttl_ms, then 13 per job: id, queue, lane, user, due_ms (0: now),
 --         ttl_ms, timeout_ms, max_attempts, work, metadata, retry_of, idempotency digest ('' none), fingerprint
--- returns per job: {'new' | 'same' | 'mismatch' | 'full', job id or seconds until there is room}
+-- returns per job: {'new', id, its first step, jobs that waited before it} | {'same' | 'mismatch', id} |
+--         {'full', seconds until there is room}
 -- atomic because a job must never be visible without its record, nor accepted twice for one key; the id is made
 --         by the caller, so that sending the same call again after a lost reply changes nothing.
 -- include job.lua
-local IDEMPOTENCY_MS, MAX_DEPTH, EVENTS_KEPT = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local IDEMPOTENCY_MS, MAX_DEPTH, EVENTS_KEPT, ORDINARY_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local depths, answers, expiry = {}, {}, {}
 
 local function depth_of(queue)
@@ -24,6 +25,16 @@ end
 local function room_in(depth)
   if depth.rate <= 0 then return 60 end
   return math.max(1, math.min(60, math.ceil(1 / depth.rate)))
+end
+
+-- The time to live that most jobs have; `expire` finds those by the index. The first submit of all says which it is.
+local ttl
+local function ordinary_ttl()
+  if not ttl then
+    redis.call('HSETNX', P .. 'ordinary', 'ttl_ms', ORDINARY_TTL_MS)
+    ttl = redis.call('HGET', P .. 'ordinary', 'ttl_ms')
+  end
+  return ttl
 end
 
 local function earlier(id, digest, fingerprint)
@@ -45,27 +56,30 @@ local function accept(i)
   if depth.n >= MAX_DEPTH then return {'full', room_in(depth)} end
   depth.n = depth.n + 1
 
-  local q, state = at(queue), due > NOW and 'scheduled' or 'queued'
-  local expires = NOW + ARGV[i + 5]
-  local record = {'queue', queue, 'lane', lane, 'user', user, 'state', state, 'history', move(id, q, '', state),
-    'expires', expires, 'timeout', ARGV[i + 6], 'tries', ARGV[i + 7], 'work', ARGV[i + 8]}
-  if ARGV[i + 9] ~= '' then append(record, 'metadata', ARGV[i + 9]) end
-  if ARGV[i + 10] ~= '' then append(record, 'retry_of', ARGV[i + 10]) end
-  if state == 'scheduled' then
+  local q, code = at(queue), due > NOW and 's' or 'q'
+  local step = move(id, q, '', code, 1)
+  local record, entry = {}, '-'
+  if code == 's' then
     append(record, 'due', due)
     schedule(id, due)
   else
-    append(record, 'entry', enqueue(q, id, lane, user))
+    entry = enqueue(q, id, lane, user)
     ready(q, lane, user)
   end
+  local expires = string.format('%d', NOW + ARGV[i + 5])
+  append(record, 'ticket', table.concat({expires, entry, 0, 0, ARGV[i + 6], ARGV[i + 7], lane, queue, user}, ' '))
+  append(record, 'history', step)
+  append(record, 'work', ARGV[i + 8])
+  if ARGV[i + 9] ~= '' then append(record, 'metadata', ARGV[i + 9]) end
+  if ARGV[i + 10] ~= '' then append(record, 'retry_of', ARGV[i + 10]) end
   redis.call('HSET', P .. 'job:' .. id, unpack(record))
   redis.call('XADD', P .. 'index', '*', 'i', id, 'u', user, 'q', queue)
   if digest ~= '' then redis.call('SET', P .. 'idem:' .. digest, id .. ' ' .. fingerprint, 'PX', IDEMPOTENCY_MS) end
-  append(expiry, expires, id)
-  return {'new', id}
+  if ARGV[i + 5] ~= ordinary_ttl() then append(expiry, expires, id) end
+  return {'new', id, step, depth.n - 1}
 end
 
-for i = 4, #ARGV, 13 do append(answers, accept(i)) end
+for i = 5, #ARGV, 13 do append(answers, accept(i)) end
 if #expiry > 0 then redis.call('ZADD', P .. 'expiry', unpack(expiry)) end
 finish(EVENTS_KEPT)
 return answers

@@ -11,4 +11,5 @@ for _, entry in ipairs(entries) do
   if redis.call('EXISTS', P .. 'job:' .. entry[2][2]) == 0 then append(gone, entry[1]) end
 end
 if #gone > 0 then redis.call('XDEL', P .. 'index', unpack(gone)) end
+if redis.call('XLEN', P .. 'index') == 0 then redis.call('DEL', P .. 'ordinary') end -- the next submit says anew
 return {#gone, #entries == tonumber(ARGV[1]) and '(' .. entries[#entries][1] or ''}

@@ -78,14 +78,6 @@ async def test_a_repeated_claim_leaves_out_what_is_not_the_workers_any_more(worl
     assert [job.id for job in await world.queue.claim(QUEUE, "worker-1", 4, 7)] == [jobs[3].id]
 
 
-async def test_a_repeated_claim_knows_the_events_written_since(world: World) -> None:
-    await world.submit()
-    (job,) = await world.queue.claim(QUEUE, "worker-1", 1, 7)
-    await world.emit(job, "a", "b")
-    (again,) = await world.queue.claim(QUEUE, "worker-1", 1, 7)
-    assert again.seq == job.seq + 2
-
-
 async def test_an_empty_claim_repeated_stays_empty(world: World) -> None:
     assert await world.queue.claim(QUEUE, "worker-1", 2, 7) == []
     await world.submit()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from common.states import TERMINAL, State
-from tests.conformance.world import QUEUE, World
+from tests.conformance.world import QUEUE, MakeWorld, World, eventually
 
 LIVE = ["scheduled", "queued", "in_progress", "released", "paused after a failure"]
 
@@ -84,8 +84,8 @@ async def test_a_terminal_state_never_changes(world: World, last: State, how: st
         job = await world.claim_one()
         outcome = {"completed": world.complete, "failed": lambda j: world.fail(j, retryable=False)}
         await outcome.get(last.value, lambda j: world.commit_incomplete(j))(job)
+    await world.outlive(job_id)  # as if it had been forgotten there
     before = await world.redis.dump(world.job_key(job_id))
-    await world.redis.zadd(f"{world.prefix}expiry", {job_id: 1})  # as if it had been forgotten there
     await end(world, job_id, how)
     assert await world.redis.dump(world.job_key(job_id)) == before
     assert await world.state(job_id) == last
@@ -130,7 +130,40 @@ async def test_more_ended_lives_than_one_look_takes_need_another_look(world: Wor
     ids = await world.submit_many(5)
     await world.outlive(*ids)
     assert await world.queue.expire(world.prefix, limit=3) == (3, 0)
-    assert await world.queue.expire(world.prefix, limit=3) == (2, None)
+    assert (await world.queue.expire(world.prefix, limit=3)).moved == 2
+
+
+async def test_jobs_with_the_usual_time_to_live_expire_in_the_order_of_their_coming(make_world: MakeWorld) -> None:
+    world = make_world(default_ttl_s=0.05)
+    waiting, done = await world.submit(), await world.submit()
+    longer = await world.submit(ttl_s=60)
+    await world.redis.delete(world.job_key(done))
+    moved = 0
+
+    async def all_looked_at() -> bool:
+        nonlocal moved
+        moved += (await world.queue.expire(world.prefix, limit=1)).moved
+        return moved >= 3
+
+    await eventually(all_looked_at)
+    assert await world.state(waiting) == "expired"
+    assert await world.state(longer) == "queued"
+    late = await world.submit()
+    assert (await world.queue.expire(world.prefix)).next_ms == pytest.approx(50, abs=50)
+    await eventually(lambda: is_expired(world, late))
+
+
+async def test_the_usual_time_to_live_may_change_between_two_starts(make_world: MakeWorld) -> None:
+    before, after = make_world(default_ttl_s=60), make_world(default_ttl_s=0.05)
+    long, short = await before.submit(), await after.submit()
+    await eventually(lambda: is_expired(after, short))
+    assert await before.state(long) == "queued"
+
+
+async def is_expired(world: World, job_id: str) -> bool:
+    """Whether a job is expired once the scheduler has looked."""
+    await world.queue.expire(world.prefix)
+    return await world.state(job_id) == "expired"
 
 
 async def test_an_expiry_without_a_record_is_swept_away(world: World) -> None:

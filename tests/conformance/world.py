@@ -81,14 +81,14 @@ class World:
         (job,) = await self.claim(1, worker)
         return job
 
-    async def commit(self, *outcomes: Outcome, worker: str = "worker-1") -> list[str]:
-        """Commit outcomes of one worker."""
-        return list(await self.queue.commit(QUEUE, worker, outcomes))
+    async def commit(self, *outcomes: Outcome) -> list[str]:
+        """Commit outcomes."""
+        return list(await self.queue.commit(QUEUE, outcomes))
 
-    async def complete(self, *jobs: ClaimedJob, worker: str = "worker-1", **output: Any) -> list[str]:
+    async def complete(self, *jobs: ClaimedJob, **output: Any) -> list[str]:
         """Commit jobs as completed."""
         result = JobResult(output or {"text": "an answer"}, {"total_tokens": 3})
-        return await self.commit(*(Outcome.done(job, job.seq, result) for job in jobs), worker=worker)
+        return await self.commit(*(Outcome.done(job, job.seq, result) for job in jobs))
 
     async def commit_incomplete(self, job: ClaimedJob) -> list[str]:
         """Commit a job as cut by the model's context."""
@@ -118,7 +118,7 @@ class World:
         started: list[ClaimedJob] = []
         while jobs := await self.claim(count, worker):
             started += jobs
-            await self.complete(*jobs, worker=worker)
+            await self.complete(*jobs)
         return started
 
     async def run_some(self, count: int) -> None:
@@ -141,16 +141,17 @@ class World:
 
     async def expire(self, *job_ids: str) -> Swept:
         """End jobs' time to live and expire them."""
-        await self._age("expiry", job_ids)
+        await self.outlive(*job_ids)
         return await self.queue.expire(self.prefix)
 
     async def outlive(self, *job_ids: str) -> None:
         """End jobs' time to live without the scheduler having looked yet."""
-        await self._age("expiry", job_ids)
-        pipe = self.redis.pipeline(transaction=False)
         for job_id in job_ids:
-            pipe.hset(self.job_key(job_id), "expires", "1")
-        await pipe.execute()
+            ticket = await execute(self.redis, "HGET", self.job_key(job_id), "ticket")
+            if ticket:
+                aged = b"1 " + ticket.partition(b" ")[2]
+                await execute(self.redis, "HSET", self.job_key(job_id), "ticket", aged)
+            await self.redis.zadd(f"{self.prefix}expiry", {job_id: 1})
 
     async def _age(self, name: str, job_ids: tuple[str, ...]) -> None:
         if job_ids:

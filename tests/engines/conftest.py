@@ -83,7 +83,8 @@ class Worker:
     async def run(self, asked: dict[str, Any], *, claims: int = 1, name: str = "job", **params: Any) -> JobResult:
         """Run one generation job."""
         raw = msgspec.json.encode(Work(asked, {"temperature": 0, **params}))
-        job = ClaimedJob(name, claims, 0, 0, "0-1", "normal", "ann", 60.0, raw, "generation", self.engine.model.alias)
+        alias, lease = self.engine.model.alias, f"{name}:2p"
+        job = ClaimedJob(name, lease, claims, 0, 0, "0-1", "normal", "ann", 60.0, raw, "generation", alias)
         return await generation(self.context, job)
 
     @property

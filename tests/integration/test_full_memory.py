@@ -57,7 +57,7 @@ async def test_waiting_jobs_are_still_worked_off(world: World) -> None:
 async def test_the_scheduler_still_moves_what_is_over_or_due(world: World) -> None:
     scheduled = [await world.submit(i, delay_s=100) for i in range(2)]
     jobs = await world.claim(6)
-    await world.redis.zadd(f"{world.prefix}expiry", {jobs[0].id: 1})
+    await world.outlive(jobs[0].id)
     await world.redis.zadd(f"{world.prefix}due", {scheduled[0]: 1})
     await world.redis.zadd(f"{world.q}leases", {jobs[1].lease: 1})
     await world.redis.delete(world.job_key(jobs[2].id))

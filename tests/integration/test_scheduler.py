@@ -16,6 +16,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from common import scripts
+from common.errors import StoreUnavailable
 from common.queue import Queue, Swept
 from common.settings import Settings
 from common.states import State
@@ -171,8 +172,8 @@ async def test_a_scheduler_outlives_a_restart_of_redis(
 async def is_queued(world: World, job_id: str) -> bool:
     """Whether a job is queued, as far as Redis answers."""
     try:
-        return bool(await scripts.execute(world.redis, "HGET", world.job_key(job_id), "state") == b"queued")
-    except RedisError:
+        return await world.state(job_id) == "queued"
+    except (RedisError, StoreUnavailable):
         return False
 
 

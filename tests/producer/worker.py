@@ -73,4 +73,4 @@ class PlayedWorker:
 
     async def commit(self, outcome: Outcome) -> None:
         """Commit an outcome, which must be stored."""
-        assert await self.queue.commit(self.name, "w1", [outcome]) == ["stored"]
+        assert await self.queue.commit(self.name, [outcome]) == ["stored"]

@@ -144,14 +144,6 @@ class Place:
         """Leases that Redis knows."""
         return int(await self.queue.redis.zcard(f"{self.queue.keys.queue(QUEUE)}leases"))
 
-    async def pending(self) -> int:
-        """Entries that are delivered and not acknowledged, over all users' streams."""
-        redis, total = self.queue.redis, 0
-        async for key in redis.scan_iter(match="*:u:*", count=1000):
-            groups: Any = await redis.xinfo_groups(key)
-            total += sum(group["pending"] for group in groups)
-        return total
-
 
 async def until(
     condition: Callable[[], bool | Awaitable[bool]], what: str, deadline_s: float = DEADLINE_S, step_s: float = 0.005

@@ -84,7 +84,9 @@ async def test_events_of_a_lost_lease_are_not_written_and_stop_the_run(place: Pl
     job = await place.submit()
     await place.status(job, "in_progress")
     # Another delivery of the same job, as after a rescue: what the first one writes now must be refused.
-    await execute(place.queue.redis, "HSET", f"{place.queue.keys.of_job(job)}job:{job}", "claims", 2)
+    key = f"{place.queue.keys.of_job(job)}job:{job}"
+    another = "1q1000000000000 2p1000000000000 3q1000000000000 4p1000000000000"
+    await execute(place.queue.redis, "HSET", key, "history", another)
     before = len(await place.results.events(job))
     await asyncio.wait_for(stopped.wait(), 5)
     await until(lambda: not worker.running, "the slot is free")
