@@ -57,10 +57,13 @@ class RedisServer:
     def start(self) -> None:
         """Start the server and return once it answers, with its data loaded."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        own = {"port": str(self.port), "dir": str(self.folder), "logfile": "redis.log"}
-        command = [self.program, *config_arguments({**self.config, **own})]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         self._wait_until_ready()
+
+    def command(self) -> list[str]:
+        """What starts it."""
+        own = {"port": str(self.port), "dir": str(self.folder), "logfile": "redis.log"}
+        return [self.program, *config_arguments({**self.config, **own})]
 
     def stop(self) -> None:
         """Shut the server down in order (SIGTERM) and wait for its end."""
