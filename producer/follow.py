@@ -12,13 +12,12 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from common.errors import InvalidField
 from common.jobs import JobEvent, JobRecord
-from common.results import Results
+from common.results import Results, StoredResult
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +29,13 @@ _LINE_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x8
 SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
-async def held(results: Results, job_id: str, wait_s: float, request: Request, stopping: asyncio.Event) -> JobRecord:
-    """The record once it is terminal; before, when the time is over, the caller goes or this process stops."""
-    if wait_s <= 0:
-        return await results.record(job_id)
-    waiting = asyncio.ensure_future(results.wait(job_id, wait_s))
-    await _first(waiting, _gone(request.receive), stopping.wait())
-    return waiting.result() if not waiting.cancelled() else await results.record(job_id)
+async def held(
+    results: Results, job_id: str, wait_s: float, receive: Receive, stopping: asyncio.Event, result: bool
+) -> StoredResult:
+    """A job once it is terminal; before, when the time is over, the caller goes or this process stops."""
+    waiting = asyncio.ensure_future(results.finished(job_id, wait_s, result))
+    await _first(waiting, _gone(receive), stopping.wait())
+    return waiting.result() if not waiting.cancelled() else StoredResult(await results.record(job_id), None)
 
 
 def resume_point(headers: Mapping[str, str], starting_after: int | None) -> int:

@@ -6,18 +6,19 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from common.catalogue import Catalogue
-from common.jobs import JobRecord, Submitted
+from common.jobs import JobRecord, JobSpec, Submitted
 from common.queue import Queue
-from common.results import QueueStats, Results
+from common.results import QueueStats, Results, StoredResult
 from common.settings import Settings
 from producer import follow, headers, metrics
 from producer.body import json_object
 from producer.openapi import SUBMIT, answers
-from producer.record import DeepQueues, answer, location, record_out, result_out
+from producer.record import DEEP, Heads, answer, location, new_record, record_out, result_out
 from producer.schemas import (
     EXAMPLE_ID,
     HealthOut,
@@ -54,17 +55,25 @@ class Edge:
     results: Results
     submitter: Submitter
     stopping: asyncio.Event
-    deep: DeepQueues = field(default_factory=DeepQueues)
+    heads: Heads = field(default_factory=Heads)
 
-    async def accepted(self, submitted: Submitted, queue: str) -> JobRecord:
+    async def accepted(self, spec: JobSpec, submitted: Submitted) -> JobRecord:
         """The record of a job that has just been submitted, with its place unless the queue is deep."""
-        record = await self.results.record(submitted.id, position=queue not in self.deep)
-        self.deep.note(queue, record)
-        return record
+        record = new_record(submitted, spec, self.settings)
+        if record is None or submitted.ahead is None:
+            return await self.results.record(submitted.id)
+        if submitted.ahead > DEEP:
+            return record
+        if submitted.ahead == 0 and (words := self.heads.words(spec.queue)):
+            return msgspec.structs.replace(record, queue_position=1, waiting_for=words)
+        placed = await self.results.record(submitted.id)
+        self.heads.note(spec.queue, placed)
+        return placed
 
-    async def held(self, job_id: str, wait_s: float, request: Request) -> JobRecord:
-        """A job's record, after at most `wait_s` (and `wait_max_s`) seconds."""
-        return await follow.held(self.results, job_id, min(wait_s, self.settings.wait_max_s), request, self.stopping)
+    async def held(self, job_id: str, wait_s: float, request: Request, result: bool = True) -> StoredResult:
+        """A job, after at most `wait_s` (and `wait_max_s`) seconds."""
+        wait_s = min(wait_s, self.settings.wait_max_s)
+        return await follow.held(self.results, job_id, wait_s, request.receive, self.stopping, result)
 
 
 def edge(request: Request) -> Edge:
@@ -99,23 +108,23 @@ async def submit(request: Request) -> Response:
     preferences = headers.preferences(request.headers, here.settings.wait_max_s)
     key = headers.idempotency_key(request.headers)
     body = await json_object(request)
-    submitted = await here.submitter.submit(body, key)
+    spec, submitted = await here.submitter.submit(body, key)
     out = {"Location": location(submitted.id)}
     if key and not submitted.created:
         out["Idempotent-Replayed"] = "true"
     if headers.wants_events(request.headers):
         return follow.EventStream(here.results.follow(submitted.id), here.stopping, out)
     if preferences.wait_s:
-        record = await here.held(submitted.id, preferences.wait_s, request)
+        found = await here.held(submitted.id, preferences.wait_s, request)
     else:
-        record = await here.accepted(submitted, f"{body['kind']}:{body['model']}")
-    if applied := preferences.applied(record.terminal):
+        found = StoredResult(await here.accepted(spec, submitted), None)
+    if applied := preferences.applied(found.record.terminal):
         out["Preference-Applied"] = applied
-    if not record.terminal:
-        return answer(record_out(record), 202, out | RETRY_AFTER)
-    document = record_out(record)
+    if not found.record.terminal:
+        return answer(record_out(found.record), 202, out | RETRY_AFTER)
+    document = record_out(found.record)
     if preferences.wait_s is not None:
-        document["result"] = result_out(record, await here.results.result(record.id))
+        document["result"] = result_out(found if preferences.wait_s else await here.results.look(submitted.id))
     return answer(document, 200, out)
 
 
@@ -134,7 +143,10 @@ async def list_jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> R
 )
 async def job(request: Request, job_id: JobId, wait: WaitS = 0) -> Response:
     """The record, whatever state the job is in."""
-    return answer(record_out(await edge(request).held(job_id, wait, request)))
+    here = edge(request)
+    if not wait:
+        return answer(record_out(await here.results.record(job_id)))
+    return answer(record_out((await here.held(job_id, wait, request, result=False)).record))
 
 
 @router.get(
@@ -152,10 +164,8 @@ async def job(request: Request, job_id: JobId, wait: WaitS = 0) -> Response:
 async def result(request: Request, job_id: JobId, wait: WaitS = 0) -> Response:
     """The result once it is there."""
     here = edge(request)
-    record = await here.held(job_id, wait, request)
-    if not record.terminal:
-        return answer(result_out(record, None), 202, RETRY_AFTER)
-    return answer(result_out(record, await here.results.result(job_id)))
+    found = await here.held(job_id, wait, request) if wait else await here.results.look(job_id)
+    return answer(result_out(found)) if found.record.terminal else answer(result_out(found), 202, RETRY_AFTER)
 
 
 @router.get(

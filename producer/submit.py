@@ -1,4 +1,4 @@
-"""From a request to an accepted job: checked whole, then one call of the queue.
+"""From a request to an accepted job: checked whole, then one call of the queue, shared with those that came with it.
 
 What fails a check never reaches Redis.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import defaultdict
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from common.jobs import JobSpec, Submitted
 from common.queue import Key, Queue
 from common.settings import Settings
 from producer.explain import invalid_body
+from producer.gather import Gathering
 from producer.prompt import Prompts
 from producer.schemas import EmbeddingRequest, GenerationRequest, job_request
 
@@ -30,12 +32,15 @@ class Submitter:
         self.catalogue = catalogue
         self.settings = settings
         self.prompts = Prompts()
+        self._gathered: defaultdict[str, Gathering] = defaultdict(lambda: Gathering(queue))
 
-    async def submit(self, body: dict[str, Any], idempotency_key: str | None = None) -> Submitted:
+    async def submit(self, body: Any, idempotency_key: str | None = None) -> tuple[JobSpec, Submitted]:
         """Accept one job, or say why not: any error of the tree that has a row in `PROBLEMS`."""
         spec = await self.spec_of(body)
-        key = Key(idempotency_key, fingerprint(spec)) if idempotency_key else None
-        return (await self.queue.submit_many([self._outliving_its_delay(spec)], [key]))[0]
+        key = key_of(spec, idempotency_key)
+        spec = self.outliving_its_delay(spec)
+        shard = self.queue.keys.shard_of_queue(spec.queue)
+        return spec, await self._gathered[shard].submit(spec, key)
 
     async def spec_of(self, body: dict[str, Any]) -> JobSpec:
         """The job that a request describes; raises for the first thing that is wrong with it."""
@@ -59,7 +64,8 @@ class Submitter:
             max_attempts=request.max_attempts,
         )
 
-    def _outliving_its_delay(self, spec: JobSpec) -> JobSpec:
+    def outliving_its_delay(self, spec: JobSpec) -> JobSpec:
+        """The job with a life that is longer than its delay; raises InvalidField when it asks for a shorter one."""
         delay_s = spec.delay_s or (0 if spec.run_at is None else spec.run_at - time.time())
         if delay_s <= 0:
             return spec
@@ -77,6 +83,11 @@ def checked(body: dict[str, Any]) -> GenerationRequest | EmbeddingRequest:
         return job_request.validate_python(body)
     except ValidationError as error:
         raise invalid_body(error) from None
+
+
+def key_of(spec: JobSpec, idempotency_key: str | None) -> Key | None:
+    """The key under which the queue remembers a job."""
+    return Key(idempotency_key, fingerprint(spec)) if idempotency_key else None
 
 
 def fingerprint(spec: JobSpec) -> str:
