@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from common.jobs import ClaimedJob, JobEvent, JobRecord, JobResult, JobSpec, Work, decode, encode
+from common.jobs import ClaimedJob, JobEvent, JobRecord, JobResult, JobSpec, Ticket, Work, decode, encode
 from common.states import State
 
 
@@ -31,8 +31,10 @@ def test_a_claimed_job_says_what_was_asked() -> None:
     )
 
 
-def test_a_lease_is_the_id_and_the_fence() -> None:
-    assert claimed(b"{}").lease == "job_x:2"
+def test_a_ticket_reads_back_with_spaces_in_the_users_name() -> None:
+    ticket = Ticket.parse("1795408002765 1795408002765-0 1 2 600000 3 low generation:demo Ada of London")
+    assert (ticket.lane, ticket.queue, ticket.user) == ("low", "generation:demo", "Ada of London")
+    assert (ticket.expires_ms, ticket.attempts, ticket.deaths, ticket.tries) == (1795408002765, 1, 2, 3)
 
 
 @pytest.mark.parametrize("raw", [b"", b"null", b"[]", b"{}", b'{"input":1}', b'{"input":{},"v":2}', b"\x80\x04K\x01."])

@@ -103,7 +103,7 @@ async def test_a_lost_lease_stops_the_work_and_another_worker_finishes_it(place:
     job = await place.submit()
     await until(lambda: first.now == 1, "it runs")
     # As if the lease had ended while this worker was silent.
-    await execute(place.queue.redis, "ZADD", f"{place.queue.keys.queue(QUEUE)}leases", 1, f"{job}:1")
+    await execute(place.queue.redis, "ZADD", f"{place.queue.keys.queue(QUEUE)}leases", 1, next(iter(worker.running)))
     assert (await place.queue.rescue(place.queue.keys.of_queue(QUEUE))).moved == 1
     await place.worker(second.function)
     took = await until(lambda: first.stopped == [job], "the first run is stopped", deadline_s=5)
@@ -128,7 +128,7 @@ async def test_the_commit_of_a_stale_run_changes_nothing(place: Place) -> None:
     stale = await place.worker(stubborn, max_jobs=1)
     job = await place.submit()
     await until(lambda: gate.now == 1, "it runs")
-    await execute(place.queue.redis, "ZADD", f"{place.queue.keys.queue(QUEUE)}leases", 1, f"{job}:1")
+    await execute(place.queue.redis, "ZADD", f"{place.queue.keys.queue(QUEUE)}leases", 1, next(iter(stale.running)))
     await place.queue.rescue(place.queue.keys.of_queue(QUEUE))
     fresh = Gate()
     await place.worker(fresh.function)
