@@ -1,10 +1,14 @@
--- trim: forget in the index jobs whose records are gone; one call looks at a stretch of it, oldest first.
+-- trim: forget in the index jobs whose records are gone; one call looks at a stretch of it, oldest first. News of that
+--         age go too: those two streams are bounded by their number of entries, and an entry may be of 500 jobs.
 -- KEYS[1] shard prefix
 -- ARGV    most entries in one call, start ('-' or '(<entry>'), age_ms that an entry must have to be looked at
 -- returns {entries removed, start of the next call ('' at the end)}
 -- atomic because an entry must go only if its record is gone at that moment.
 -- include job.lua
 even_when_full()
+if ARGV[2] == '-' then
+  for _, news in ipairs({'events', 'ticks'}) do redis.call('XTRIM', P .. news, 'MINID', NOW - ARGV[3]) end
+end
 local entries = redis.call('XRANGE', P .. 'index', ARGV[2], NOW - ARGV[3], 'COUNT', ARGV[1])
 local gone = {}
 for _, entry in ipairs(entries) do
