@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import JarvisError
-from ops.bench import embedding, generation, latency, machine, queues, report
+from ops.bench import embedding, fault, flat, generation, latency, machine, queues, report, submit
 from ops.bench.servers import BenchFailed
 
 BENCHMARKS: dict[str, tuple[Any, str]] = {
     "queue": (queues, "no-op jobs: throughput, latency and idle cost beside the peers"),
     "latency": (latency, "one job when idle, 50 ms jobs on 10 slots, and what idling costs"),
+    "submit": (submit, "requests/s of one web process beside a bare FastAPI route; batched submits"),
+    "flat": (flat, "the cost of a job with 1,000 to 1,000,000 waiting; memory a job, and what is left of it"),
+    "fault": (
+        fault,
+        "SIGKILL to the worker in the middle: seconds until its jobs run again, jobs lost, jobs run twice",
+    ),
     "generation": (generation, "tokens/s and time to first token: engine alone, whole API, vLLM's own server"),
     "embedding": (embedding, "texts/s: one call of sentence-transformers, and jobs through the API"),
 }

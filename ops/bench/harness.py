@@ -24,6 +24,7 @@ SCRIPT = Path(__file__).parent / "peer.py"
 OURS: dict[str, tuple[dict[str, str], str]] = {
     "ours": ({}, "all promises on, one user"),
     "ours-50-users": ({"BENCH_USERS": "50"}, "the same, jobs of 50 users in turn"),
+    "ours-2-workers": ({"BENCH_WORKERS": "2"}, "the same, two worker processes"),
 }
 JOBS = (3_000, 27_000)
 SETTLE_LIMIT_S = 60.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,8 +86,11 @@ class Ours:
         return None if stored is None or stored.output is None else decode(stored.output)
 
     def worker(self, concurrency: int) -> None:
-        """Become a worker."""
-        os.execve(sys.executable, WORKER, {**os.environ, **worker_environment(self.port, concurrency)})
+        """Become a worker; BENCH_WORKERS says how many there are to be."""
+        environment = {**os.environ, **worker_environment(self.port, concurrency)}
+        for _ in range(int(os.environ.get("BENCH_WORKERS", "1")) - 1):
+            subprocess.Popen(WORKER, env=environment)
+        os.execve(sys.executable, WORKER, environment)
 
     def _spec(self, kind: str, i: int) -> JobSpec:
         function = "" if kind == QUEUE[0] else kind

@@ -13,10 +13,12 @@ from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
 
-from ops.bench import alone, figures, web
+from ops.bench import alone, figures, hotspots, web
 from ops.bench.harness import OURS, Harness, find
-from ops.bench.report import queue_table
+from ops.bench.report import show
 from ops.bench.servers import BenchFailed
+
+__all__ = ["add_arguments", "run", "show"]
 
 PEERS = ("ours", "limit-tasks", "bullmq", "arq-tuned", "saq", "streaq-uvloop", "taskiq", "dramatiq")
 #: What a peer can fail with; the round goes on without it, and the result file says so.
@@ -33,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--aof", choices=("everysec", "no", "always"), default="everysec", help="of Redis, for all")
     parser.add_argument("--idle-workers", type=int, default=4, help="workers in the idle measurement; 0: none")
     parser.add_argument("--idle-s", type=float, default=10.0, help="how long it looks at them")
+    parser.add_argument("--two-workers", action="store_true", help="a row of ours with two worker processes")
+    parser.add_argument("--profile", action="store_true", help="where our time goes, function by function")
     parser.add_argument("--no-latency", action="store_true", help="only throughput")
     parser.add_argument("--no-web", action="store_true", help="leave out the latency through HTTP")
 
@@ -46,11 +50,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     else:
         if options.setup:
             harness.setup()
-        rows = _installed(harness, options.peers.split(","))
+        rows = _installed(harness, [*options.peers.split(","), *(["ours-2-workers"] if options.two_workers else [])])
     session = Session(harness, options)
     for number in range(options.rounds):
         session.round(number, rows)
     session.idle(rows)
+    if options.profile:
+        session.profile()
     return session.document()
 
 
@@ -72,6 +78,7 @@ class Session:
         self.options = options
         self.rounds: list[dict[str, dict[str, Any]]] = []
         self.idling: dict[str, dict[str, Any]] = {}
+        self.profiled: dict[str, Any] = {}
         self.errors: list[str] = []
 
     def round(self, number: int, rows: Sequence[str]) -> None:
@@ -104,12 +111,18 @@ class Session:
                 self.idling[name] = cost
                 print(f"idle: {name}: {_told_idle(cost)}", flush=True)
 
+    def profile(self) -> None:
+        """Where the time of ours goes."""
+        options = self.options
+        self.profiled = self._tried("profile", lambda: hotspots.measure(options.aof, options.scale))
+
     def document(self) -> dict[str, Any]:
         """Everything, for the result file."""
         return {
             "rounds": self.rounds,
             "medians": figures.medians(self.rounds),
             "idle": self.idling,
+            "profile": self.profiled,
             "ratios": self.ratios(),
             "errors": self.errors,
             "peers": self.harness.versions() if self.harness else {},
@@ -119,7 +132,21 @@ class Session:
         """Our jobs/s over theirs, medians of same-round ratios."""
         python = self.harness.python_queues() if self.harness else []
         beside = {"vs_best_python": python, "vs_bullmq": ["bullmq"], "vs_limit_tasks": ["limit-tasks"]}
-        return {name: figures.ratio(self.rounds, "ours", "jobs_s", them) for name, them in beside.items()}
+        ratios = {name: figures.ratio(self.rounds, "ours", "jobs_s", them) for name, them in beside.items()}
+        return {**ratios, **self._of_ours()}
+
+    def _of_ours(self) -> dict[str, float]:
+        # What a job of ours costs; with two workers, how near Redis is to full.
+        medians = figures.medians(self.rounds)
+        ours, two = medians.get("ours", {}), medians.get("ours-2-workers", {})
+        found = {
+            "reads_per_job": ours.get("reads"),
+            "redis_us": ours.get("redis_us"),
+            "worker_us": ours.get("worker_us"),
+        }
+        found["two_workers_redis_percent"] = two.get("redis_percent")
+        found["two_workers_vs_one"] = figures.ratio(self.rounds, "ours-2-workers", "jobs_s", ["ours"])
+        return {name: value for name, value in found.items() if value is not None}
 
     def _row(self, name: str) -> dict[str, Any]:
         aof, scale = self.options.aof, self.options.scale
@@ -128,8 +155,8 @@ class Session:
         row = self._tried(name, lambda: source.throughput(*arguments))
         if row and not self.options.no_latency:
             timed = self._tried(f"{name} latency", lambda: source.latency(*arguments))
-            row.update({key: timed[key] for key in ("p50", "p99") if key in timed})
-        return row
+            row.update({key: value for key, value in timed.items() if key != "n"})
+        return {**row, **_cpu(row)}
 
     def _tried(self, what: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
@@ -138,6 +165,15 @@ class Session:
             self.errors.append(f"round {len(self.rounds)}: {what}: {error}"[:1000])
             print(f"FAILED: {what}: {error}", flush=True)
             return {}
+
+
+def _cpu(row: dict[str, Any]) -> dict[str, float]:
+    """CPU a job in microseconds, and how much of a core Redis used meanwhile."""
+    names = {"redis_us": "redis_cpu_1k", "worker_us": "worker_cpu_1k"}
+    found = {name: 1000 * row[source] for name, source in names.items() if source in row}
+    if "redis_us" in found:
+        found["redis_percent"] = found["redis_us"] * row["jobs_s"] / 10_000
+    return found
 
 
 def _told(name: str, row: dict[str, Any]) -> str:
@@ -150,12 +186,3 @@ def _told(name: str, row: dict[str, Any]) -> str:
 def _told_idle(cost: dict[str, Any]) -> str:
     workers, redis = cost["worker_cpu_percent"], cost["redis_cpu_percent"]
     return f"{cost['commands_s']:.1f} commands/s, workers {workers:.1f} % CPU, redis {redis:.1f} %"
-
-
-def show(document: dict[str, Any]) -> None:
-    """Print the table and, last, the ratios."""
-    print()
-    print(queue_table(document))
-    for error in document["errors"]:
-        print(f"error: {error.splitlines()[0]}")
-    print(figures.last_line(document["ratios"]))

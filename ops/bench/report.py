@@ -19,8 +19,9 @@ QUEUE: tuple[Column, ...] = (
     ("enq_batch", "submit batch /s", 0),
     ("cmds", "commands/job", 1),
     ("reads", "reads/job", 2),
-    ("redis_cpu_1k", "redis CPU s/1k", 3),
-    ("worker_cpu_1k", "worker CPU s/1k", 3),
+    ("redis_us", "redis CPU µs/job", 0),
+    ("worker_us", "worker CPU µs/job", 0),
+    ("redis_percent", "redis CPU %", 0),
 )
 IDLE: tuple[Column, ...] = (
     ("workers", "idle workers", 0),
@@ -72,7 +73,7 @@ def show(document: Mapping[str, Any]) -> None:
 def tables(document: Mapping[str, Any]) -> str:
     """The tables of one result."""
     if "tables" in document:
-        return "\n\n".join(_titled(one["title"], table(one["rows"], one["columns"])) for one in document["tables"])
+        return "\n\n".join(map(_titled, document["tables"]))
     if document["benchmark"] == "queue":
         return queue_table(document)
     columns = GENERATION if document["benchmark"] == "generation" else EMBEDDING
@@ -82,7 +83,8 @@ def tables(document: Mapping[str, Any]) -> str:
 def queue_table(document: Mapping[str, Any]) -> str:
     """Throughput and latency of every row, and what idling costs."""
     out = table(document["medians"], QUEUE, _spread(document["rounds"], "jobs_s"), "jobs/s")
-    return out + ("\n\n" + table(document["idle"], IDLE) if document["idle"] else "")
+    parts = [out, *([table(document["idle"], IDLE)] if document["idle"] else [])]
+    return "\n\n".join([*parts, *map(_titled, document.get("profile", {}).get("tables", []))])
 
 
 def table(
@@ -100,8 +102,9 @@ def table(
     return "\n".join(lines)
 
 
-def _titled(title: str, text: str) -> str:
-    return f"{title}:\n\n{text}" if title else text
+def _titled(one: Mapping[str, Any]) -> str:
+    text = table(one["rows"], one["columns"])
+    return f"{one['title']}:\n\n{text}" if one["title"] else text
 
 
 def _cell(value: float | None, decimals: int) -> str:

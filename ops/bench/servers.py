@@ -141,10 +141,10 @@ def descendants(pid: int) -> list[int]:
     return [one for one in rows if one != pid and _descends(one, {pid}, rows)]
 
 
-def pin(pid: int, core: int) -> None:
-    """Keep a process with all its threads on one core, and what it starts later too."""
+def pin(pid: int, cores: set[int]) -> None:
+    """Keep a process with all its threads on some cores, and what it starts later too."""
     for task in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(task.name), {core})
+        os.sched_setaffinity(int(task.name), cores)
 
 
 def tree_cpu_s(pids: Sequence[int]) -> float:

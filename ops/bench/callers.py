@@ -1,0 +1,97 @@
+"""Many callers at once over keep-alive connections, each sending its next request when its answer has come.
+
+One process and one thread: bytes are made once, and of an answer only its status and length are looked at, so that the
+server under test is what is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from ops.bench.servers import BenchFailed
+
+HEAD_END = b"\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the callers saw: requests answered, in how many seconds, and the share of a core that the callers used."""
+
+    requests: int
+    seconds: float
+    cpu_percent: float
+    times_ms: list[float]
+
+
+async def press(port: int, path: str, body: bytes, callers: int, seconds: float) -> Load:
+    """Keep so many requests in flight for some seconds; BenchFailed at the first answer that is not 202."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    request = _request(port, path, body)
+    connections = [_Caller(request, ended) for _ in range(callers)]
+    for one in connections:
+        await loop.create_connection(lambda one=one: one, "127.0.0.1", port)  # type: ignore[misc]
+    started, cpu = time.perf_counter(), time.process_time()
+    for one in connections:
+        one.send()
+    try:
+        async with asyncio.timeout(seconds):
+            await ended
+    except TimeoutError:
+        pass
+    took, used = time.perf_counter() - started, time.process_time() - cpu
+    for one in connections:
+        one.close()
+    times = [spent for one in connections for spent in one.times_ms]
+    return Load(len(times), took, 100 * used / took, times)
+
+
+def _request(port: int, path: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+class _Caller(asyncio.Protocol):
+    def __init__(self, request: bytes, ended: asyncio.Future[None]) -> None:
+        self.times_ms: list[float] = []
+        self._request = request
+        self._ended = ended
+        self._received = b""
+        self._sent = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+
+    def send(self) -> None:
+        self._sent = time.perf_counter()
+        self._transport.write(self._request)
+
+    def close(self) -> None:
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head_end = self._received.find(HEAD_END)
+        if head_end < 0 or len(self._received) < head_end + 4 + _length(self._received[:head_end]):
+            return
+        answer, self._received = self._received, b""
+        if not answer.startswith(b"HTTP/1.1 202"):
+            self._fail(f"answered {answer[:1000].decode(errors='replace')}")
+            return
+        self.times_ms.append(1000 * (time.perf_counter() - self._sent))
+        self.send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if error is not None:
+            self._fail(f"the connection was lost: {error}")
+
+    def _fail(self, why: str) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(BenchFailed(why))
+
+
+def _length(head: bytes) -> int:
+    start = head.lower().find(b"content-length:")
+    return int(head[start + 15 :].split(b"\r\n", 1)[0])
