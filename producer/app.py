@@ -15,7 +15,7 @@ from common.settings import Settings
 from producer import problems
 from producer.guard import Guard
 from producer.openapi import describe
-from producer.routes import Edge, router
+from producer.routes import Edge, router, submits
 from producer.submit import Submitter
 
 VERSION = "0.1.0"
@@ -44,6 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.catalogue = catalogue
     app.state.stopping = asyncio.Event()
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes)
+    app.include_router(submits)  # first, since the first route that matches is taken
     app.include_router(router)
     app.openapi = describe(app)  # type: ignore[method-assign]
     problems.install(app)

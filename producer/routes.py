@@ -17,6 +17,7 @@ from common.results import QueueStats, Results, StoredResult
 from common.settings import Settings
 from producer import follow, headers, metrics
 from producer.body import json_object
+from producer.direct import Direct
 from producer.openapi import SUBMIT, answers
 from producer.record import DEEP, Heads, answer, location, new_record, record_out, result_out
 from producer.schemas import (
@@ -35,6 +36,7 @@ from producer.schemas import (
 )
 from producer.submit import Submitter
 
+submits = APIRouter(route_class=Direct)
 router = APIRouter()
 RETRY_AFTER = {"Retry-After": "1"}  # a poll a second costs little, and most jobs are short
 
@@ -82,7 +84,7 @@ def edge(request: Request) -> Edge:
     return found
 
 
-@router.post(
+@submits.post(
     "/v1/jobs",
     status_code=202,
     tags=["jobs"],
