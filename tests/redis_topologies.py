@@ -17,14 +17,21 @@ DEADLINE_S = 20.0
 
 
 class RedisCluster:
-    """A cluster of masters that share the slots evenly, without replicas."""
+    """A cluster of masters that share the slots evenly; when `replicated`, the first has a replica."""
 
-    def __init__(self, folder: Path, size: int = 3) -> None:
+    def __init__(self, folder: Path, size: int = 3, *, replicated: bool = False) -> None:
         self.nodes = [RedisServer(folder / str(i), config=self._config()) for i in range(size)]
+        self.replica = RedisServer(folder / "replica", config=self._config()) if replicated else None
 
     @staticmethod
     def _config() -> dict[str, str]:
-        return {"cluster-enabled": "yes", "cluster-port": str(free_port()), "cluster-node-timeout": "2000"}
+        return {
+            "cluster-enabled": "yes",
+            "cluster-port": str(free_port()),
+            "cluster-node-timeout": "1000",
+            "cluster-require-full-coverage": "no",
+            "repl-diskless-sync-delay": "0",
+        }
 
     @property
     def url(self) -> str:
@@ -43,12 +50,20 @@ class RedisCluster:
             for node in self.nodes[1:]:
                 client.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, node.config["cluster-port"])
         wait_until(lambda: all(self._agrees(node) for node in self.nodes), "the cluster agrees")
+        if self.replica is not None:
+            self._replicate(self.replica)
 
     def stop(self) -> None:
         """End all nodes."""
-        for node in self.nodes:
+        for node in (*self.nodes, *filter(None, [self.replica])):
             node.resume()
             node.stop()
+
+    def replica_level(self) -> bool:
+        """Whether the replica has all that its master wrote."""
+        with self.nodes[0].client() as client:
+            told: Any = client.info("replication")
+        return bool(told["connected_slaves"] == 1 and told["slave0"]["offset"] == told["master_repl_offset"])
 
     def owner(self, slot: int) -> int:
         """The number of the node that has a slot."""
@@ -78,6 +93,22 @@ class RedisCluster:
         for node in (self.nodes[target], *self.nodes):
             with node.client() as client:
                 client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", name)
+
+    def _replicate(self, replica: RedisServer) -> None:
+        replica.start()
+        with self.nodes[0].client() as master, replica.client() as client:
+            name = _name_of(master)
+            client.execute_command(
+                "CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port, self.nodes[0].config["cluster-port"]
+            )
+            wait_until(lambda: name in _text(client), "the replica knows its master")
+            client.execute_command("CLUSTER", "REPLICATE", name)
+        wait_until(lambda: all(self._known(replica, node) for node in self.nodes), "all nodes know the replica")
+        wait_until(self.replica_level, "the replica follows")
+
+    def _known(self, replica: RedisServer, node: RedisServer) -> bool:
+        with node.client() as client:
+            return any(f":{replica.port}@" in line and "slave" in line for line in _text(client).splitlines())
 
     def _agrees(self, node: RedisServer) -> bool:
         with node.client() as client:
@@ -172,4 +203,9 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def _name_of(client: redis.Redis) -> str:
-    return str(client.cluster("MYID"))  # type: ignore[no-untyped-call]
+    return str(client.cluster("MYID"))
+
+
+def _text(client: redis.Redis) -> str:
+    told: Any = client.execute_command("CLUSTER", "NODES")  # type: ignore[no-untyped-call]
+    return str(told)
