@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 
+from common.jobs import JobRecord
+from common.results import Results
 from common.states import TERMINAL
 from tests.producer.sse import Seen, events_of
 
@@ -41,3 +43,14 @@ async def read_to_the_end(client: httpx.AsyncClient, job: str) -> list[Seen]:
         except httpx.TransportError:
             await asyncio.sleep(0.1)
     return seen
+
+
+async def every_record(results: Results) -> list[JobRecord]:
+    """All jobs that Redis knows, acknowledged or not."""
+    records: list[JobRecord] = []
+    page = await results.list_jobs(limit=200)
+    while True:
+        records += page.records
+        if page.next is None:
+            return records
+        page = await results.list_jobs(limit=200, after=page.next)

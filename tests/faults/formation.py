@@ -27,6 +27,13 @@ from tests.redis_server import RedisServer, free_port
 
 ROOT = Path(__file__).parents[2]
 LEASE_S = 2.0
+PROFILE: dict[str, Any] = {
+    "lease_s": LEASE_S,
+    "bell_timeout_s": 1,
+    "redis_timeout_s": 3,
+    "retry_delay_s": 0.1,
+    "grace_s": 5,
+}
 BOUND_S = LEASE_S + LEASE_S / 2 + 1
 DEADLINE_S = 60.0
 WORK = ("workers", "tests.faults.handlers.Work")
@@ -111,26 +118,22 @@ class Kept:
 
 
 class Formation:
-    """Processes on one Redis, with one ledger."""
+    """Processes on one Redis, with one ledger; keywords are settings of them all."""
 
-    def __init__(self, redis: RedisServer, folder: Path) -> None:
+    def __init__(self, redis: RedisServer, folder: Path, **settings: Any) -> None:
         self.redis = redis
         self.folder = folder
         self.ledger = Ledger(folder / "ledger")
         self.port = free_port()
         self.kept: list[Kept] = []
         (folder / "models.toml").write_text(CATALOGUE)
-        self.settings = Settings(
-            redis_url=redis.url,
-            lease_s=LEASE_S,
-            bell_timeout_s=1,
-            redis_timeout_s=3,
-            retry_delay_s=0.1,
-            grace_s=5,
-            data_dir=folder,
-            catalogue=folder / "models.toml",
-            port=self.port,
-        )
+        own: dict[str, Any] = {
+            "redis_url": redis.url,
+            "data_dir": folder,
+            "catalogue": folder / "models.toml",
+            "port": self.port,
+        }
+        self.settings = Settings(**(own | PROFILE | settings))
         self.queue: Queue
         self.results: Results
 
@@ -185,9 +188,9 @@ class Formation:
             lambda: len(self.ledger.starts(job)) >= times, f"start {times} of {job}", deadline_s, step_s=0.02
         )
 
-    def client(self) -> httpx.AsyncClient:
-        """A client of the web process."""
-        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=10, trust_env=False)
+    def client(self, port: int | None = None) -> httpx.AsyncClient:
+        """A client of the web process, or of one at another port."""
+        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port or self.port}", timeout=10, trust_env=False)
 
     async def says(self, kept: Kept, text: str) -> None:
         """Wait until a process has written this to its log."""

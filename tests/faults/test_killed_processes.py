@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from common.settings import Settings
 from common.states import State
 from tests.faults.callers import insist, read_to_the_end
 from tests.faults.conftest import FULL
-from tests.faults.formation import BOUND_S, WEB, WORK, Formation, until
+from tests.faults.formation import BOUND_S, PROFILE, WEB, WORK, Formation, until
+from tests.redis_server import RedisServer
 
 
 async def test_a_hundred_mixed_jobs_outlive_sigkills_of_everything(formation: Formation) -> None:
@@ -149,3 +154,42 @@ async def test_a_killed_workers_job_starts_elsewhere_within_the_bound(formation:
     held.unlink()
     [record] = await formation.ends([job])
     assert (record.status, record.claims, record.attempts) == (State.COMPLETED, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "bound_s"),
+    [
+        pytest.param({}, BOUND_S, id="tuned"),
+        pytest.param(
+            {name: Settings.model_fields[name].default for name in PROFILE},
+            46,
+            id="default",
+            marks=pytest.mark.skipif(not FULL, reason="takes a minute: run at full size"),
+        ),
+    ],
+)
+async def test_of_500_short_jobs_those_of_a_killed_worker_run_again_within_the_bound(
+    own_redis: RedisServer, tmp_path: Path, settings: dict[str, Any], bound_s: float
+) -> None:
+    """The fault run of the peers' table: 500 jobs of 50 ms on 10 slots, killed when 200 have started."""
+    formation = Formation(own_redis, tmp_path, **settings)
+    await formation.open()
+    try:
+        worker = formation.start(*WORK, slots=10)
+        await formation.scheduler()
+        await formation.workers("work:test", 1)
+        jobs = await formation.submit(500, input={"s": 0.05})
+        await until(lambda: len(formation.ledger.starts()) >= 200, "200 have started", step_s=0.002)
+        worker.kill()  # another is started at once
+        killed_at, pid = time.time(), worker.pid
+        records = await formation.ends(jobs, 2 * bound_s + 30)
+        lines = formation.ledger.starts()
+        again = [line.at - killed_at for line in lines if line.claims > 1]
+        print(f"again={len(again)} first={min(again):.2f} s last={max(again):.2f} s; bound {bound_s} s")
+        assert {record.status for record in records} == {State.COMPLETED}
+        assert 1 <= len(again) <= 10
+        assert max(again) <= bound_s
+        assert len(lines) == 500 + len(again)
+        assert {line.pid for line in lines if line.at > killed_at + 0.05}.isdisjoint({pid})
+    finally:
+        await formation.close()

@@ -18,7 +18,7 @@ from common.errors import StoreUnavailable
 from common.jobs import JobRecord, JobSpec, Step, parse_step
 from common.queue import Queue
 from common.states import TERMINAL, State
-from tests.faults.callers import insist, read_to_the_end
+from tests.faults.callers import every_record, insist, read_to_the_end
 from tests.faults.conftest import FULL
 from tests.faults.formation import BOUND_S, WEB, WORK, Formation, until
 from tests.faults.proxy import Proxy
@@ -134,20 +134,9 @@ class Witness:
                     self.steps[job.decode()].append(parse_step(step.decode()))
 
 
-async def every_record(formation: Formation) -> list[JobRecord]:
-    """All jobs that Redis knows, acknowledged or not."""
-    records: list[JobRecord] = []
-    page = await formation.results.list_jobs(limit=200)
-    while True:
-        records += page.records
-        if page.next is None:
-            return records
-        page = await formation.results.list_jobs(limit=200, after=page.next)
-
-
 async def all_ended(formation: Formation) -> bool:
     """Whether every job is terminal; a long one whose submitter never learnt its id is cancelled here."""
-    left = [record for record in await every_record(formation) if not record.terminal]
+    left = [record for record in await every_record(formation.results) if not record.terminal]
     for record in left:
         if "long" in record.metadata:
             await formation.queue.cancel(record.id)
@@ -176,7 +165,7 @@ async def test_replies_lost_at_random_leave_no_job_behind_and_double_nothing(
     await asyncio.gather(watching, return_exceptions=True)
     await witness.look()
 
-    records = await every_record(formation)
+    records = await every_record(formation.results)
     again = sum(record.claims > 1 for record in records)
     print(f"jobs={len(records)} unsure={load.unsure} cuts={proxy.cuts} of {proxy.replies} delivered_again={again}")
     assert proxy.cuts >= SECONDS * 4, "replies were lost"
