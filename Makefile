@@ -8,7 +8,7 @@ JARVIS_VENV ?= .venv
 export JARVIS_VENV
 BIN := $(JARVIS_VENV)/bin
 PYTHON := $(BIN)/python
-# What `make bench` measures: queue, generation or embedding.
+# What `make bench` measures: queue, latency, submit, flat, fault, generation or embedding.
 BENCH ?= queue
 # Scaling as in honcho: make run SCALE=generation=2,web=2
 SCALE ?=
@@ -42,7 +42,7 @@ faults: setup ## every fault run: processes killed, connections cut, Redis resta
 mutants: setup ## break fifteen promises on purpose, one at a time; each must fail its test
 	$(PYTHON) -m tests.faults.mutants
 
-bench: setup ## measure (BENCH=queue|generation|embedding, ARGS="--json FILE")
+bench: setup ## measure (BENCH=queue|latency|submit|flat|fault|generation|embedding, ARGS="--json FILE")
 	$(PYTHON) -m ops.bench $(BENCH) $(ARGS)
 
 lock: setup ## resolve ops/requirements.lock anew

@@ -1,4 +1,4 @@
-"""`python -m ops.bench queue|generation|embedding|report`: measure, print, and keep the result as JSON."""
+"""`python -m ops.bench NAME`: measure, print, and keep the result as JSON; `report` and `draw` show results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         description="Measure Jarvis on this machine. Everything is started by the benchmark itself, on free ports and"
         " in temporary folders. Rounds are interleaved; the last line has the medians of same-round ratios.",
     )
-    commands = made.add_subparsers(dest="benchmark", required=True, metavar="queue|generation|embedding|report")
+    commands = made.add_subparsers(dest="benchmark", required=True, metavar="|".join([*BENCHMARKS, "report", "draw"]))
     for name, (module, text) in BENCHMARKS.items():
         command = commands.add_parser(
             name, help=text, description=module.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -43,16 +43,19 @@ def parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured here")
     tables = commands.add_parser("report", help="result files to the markdown tables of ops/docs/benchmarks.md")
-    tables.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    tables.add_argument("--into", type=Path, metavar="PAGE", help="put them into this page, in place of those there")
+    picture = commands.add_parser("draw", help="results of queue and flat to the README's picture (needs matplotlib)")
+    picture.add_argument("--out", type=Path, required=True, metavar="FILE.svg")
+    for command in (tables, picture):
+        command.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return made
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one benchmark; returns the exit code."""
     options = parser().parse_args(argv)
-    if options.benchmark == "report":
-        report.main(options.files)
-        return 0
+    if options.benchmark in ("report", "draw"):
+        return made_of(options)
     command = command_of(sys.argv[1:] if argv is None else argv)
     about = machine.describe()
     print(f"{command}\n" + "\n".join(machine.lines(about)), flush=True)
@@ -67,6 +70,22 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     module.show(document)
+    return 0
+
+
+def made_of(options: argparse.Namespace) -> int:
+    """A page or a picture out of results; returns the exit code."""
+    documents = [json.loads(file.read_text(encoding="utf-8")) for file in options.files]
+    try:
+        if options.benchmark == "report":
+            report.main(documents, options.into)
+        else:
+            from ops.bench import picture  # matplotlib is for developers only
+
+            picture.save(documents, options.out)
+    except BenchFailed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

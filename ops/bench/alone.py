@@ -13,7 +13,7 @@ import uvloop
 from ops.bench.crew import Crew, crew
 from ops.bench.figures import percentiles
 from ops.bench.noop import QUEUE
-from ops.bench.peer import OPEN_JOBS, WAIT_S, Ours
+from ops.bench.peer import WAIT_S, Ours
 from ops.bench.servers import Aof, RedisServer, tree_cpu_s
 
 BATCH = 100
@@ -59,7 +59,7 @@ async def _throughput(workers: Crew, single: int, many: int) -> dict[str, Any]:
             ids += await ours.enqueue_many(NOOP, range(low, min(low + BATCH, single + many)))
         many_s = time.perf_counter() - started
         workers.server.client.config_resetstat()
-        ended, costs = await asyncio.to_thread(_work, workers)
+        ended, costs = await asyncio.to_thread(_work, workers, single + many)
         results = [await ours.result(job_id) for job_id in ids]
     assert all(result["i"] == i for i, result in enumerate(results)), "a result is missing or another job's"
     n = single + many
@@ -68,14 +68,14 @@ async def _throughput(workers: Crew, single: int, many: int) -> dict[str, Any]:
     return {"n": n, **rates, **{name: cost / n for name, cost in costs.items()}}
 
 
-def _work(workers: Crew) -> tuple[float, dict[str, float]]:
+def _work(workers: Crew, count: int) -> tuple[float, dict[str, float]]:
     worker = workers.worker(SLOTS)
     looks = 0
 
     def done() -> bool:
         nonlocal looks
         looks += 1
-        return workers.server.client.zcard(OPEN_JOBS) == 0
+        return workers.completed() >= count
 
     workers.until(done, "not all jobs were done")
     ended, calls = time.time(), sum(workers.server.calls().values()) - looks

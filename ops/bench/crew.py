@@ -9,8 +9,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ops.bench.peer import WORKER, worker_environment
+from ops.bench.peer import COMPLETED, WORKER, worker_environment
 from ops.bench.servers import Aof, Program, RedisServer, until
 
 SCHEDULER = [sys.executable, "-m", "scheduler"]
@@ -34,6 +35,11 @@ class Crew:
     def scheduler(self) -> Program:
         """One more scheduler, not waited for."""
         return self._start("scheduler", SCHEDULER, worker_environment(self.server.port, 1))
+
+    def completed(self) -> int:
+        """How many jobs have completed, their results stored."""
+        counted: Any = self.server.client.execute_command(*COMPLETED)  # type: ignore[no-untyped-call]
+        return int(counted or 0)
 
     def until(self, done: Callable[[], bool], otherwise: str, limit_s: float = DONE_LIMIT_S) -> None:
         """Look every 20 ms until it is so; BenchFailed when it takes too long or a process has died."""

@@ -211,7 +211,7 @@ class Backlog:
 
     async def _commit(self, jobs: list[ClaimedJob]) -> None:
         ends = [Outcome.done(job, job.seq, JobResult({"ok": True, "i": 0, "t": time.time()})) for job in jobs]
-        answers = await self.queue.commit(NAME, WORKER, ends)
+        answers = await self.queue.commit(NAME, ends)
         if set(answers) != {"stored"}:
             raise BenchFailed(f"{self.level.name}: commits answered {set(answers)}")
 
@@ -249,7 +249,7 @@ class Backlog:
 
 
 async def _left(count: int) -> Rows:
-    """Memory before and after many jobs: as many ran before, so that the streams that are capped are full both times."""
+    """Memory before and after many jobs; as many ran before, so that the capped streams have their size both times."""
     async with backlog(Level("left", 1, 1), retention_s=RETENTION_S) as place:
         looks = {"with one job waiting": (place.memory(), place.keys())}
         for name in (f"after {count:,} jobs and their retention", f"after {count:,} more"):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.bench.figures import percentiles
-from ops.bench.peer import OPEN_JOBS
+from ops.bench.peer import COMPLETED
 from ops.bench.servers import Aof, RedisServer, tree_cpu_s
 
 SCRIPT = Path(__file__).parent / "peer.py"
@@ -53,7 +53,7 @@ class Harness:
         self._times: list[float] = []
         for name, (environment, note) in OURS.items():
             environment = {**environment, "BENCH_PEERS_DIR": str(self.folder)}
-            done = (["ZCARD", OPEN_JOBS], self.registry.zero)
+            done = (list(COMPLETED), _all)
             self.registry.PEERS[name] = self.registry.P(str(SCRIPT), "ours", done, JOBS, env=environment, note=note)
 
     def setup(self) -> None:
@@ -128,6 +128,10 @@ def find(folder: Path, root: str | None = None) -> Harness | None:
         return None
     os.environ.setdefault("PB_ROOT", root or str(Path(tempfile.gettempdir(), "peerbench")))
     return Harness(folder)
+
+
+def _all(completed: bytes | None, count: int) -> bool:
+    return int(completed or 0) >= count
 
 
 def _module(name: str) -> Any:

@@ -27,7 +27,6 @@ from ops.bench import alone
 from ops.bench.crew import Crew, crew
 from ops.bench.machine import ROOT
 from ops.bench.noop import NoopWorker
-from ops.bench.peer import OPEN_JOBS
 from ops.bench.report import Column, as_table
 from ops.bench.servers import Aof, RedisServer, cpu_s
 
@@ -38,7 +37,7 @@ EVERY_S = 0.001
 JOBS = 60_000
 TOP = 15
 #: Commands of clients; all others in these measurements run inside scripts.
-OUTER = ("evalsha", "eval", "blpop", "xread", "ping", "info", "zcard", "hello", "select", "client|setinfo")
+OUTER = ("evalsha", "eval", "blpop", "xread", "ping", "info", "hget", "hello", "select", "client|setinfo")
 PERF_LINE = re.compile(r"^\s+([\d.]+)%\s+(\S+)\s+\[(.)\]\s+(.+?)\s*$")
 SHARE: tuple[Column, ...] = (("percent", "% of its CPU", 1),)
 PYTHON: tuple[Column, ...] = (("percent", "% of its CPU", 1), ("with_called", "% with what it calls", 1))
@@ -123,20 +122,20 @@ async def _run(workers: Crew, count: int) -> dict[str, Any]:
         for low in range(0, count, alone.BATCH):
             await ours.enqueue_many(alone.NOOP, range(low, min(low + alone.BATCH, count)))
     worker = workers.worker(alone.SLOTS, COMMAND).process.pid
-    workers.until(lambda: server.client.zcard(OPEN_JOBS) < count, "no job was done")
+    workers.until(lambda: workers.completed() > 0, "no job was done")
     looks = {
         "the worker, C functions": Perf(worker, workers.folder),
         "Redis, C functions": Perf(server.p.pid, workers.folder),
     }
     server.client.config_resetstat()
-    left, before = server.client.zcard(OPEN_JOBS), (cpu_s(worker), cpu_s(server.p.pid))
-    workers.until(lambda: server.client.zcard(OPEN_JOBS) == 0, "not all jobs were done")
+    left, before = count - workers.completed(), (cpu_s(worker), cpu_s(server.p.pid))
+    workers.until(lambda: workers.completed() >= count, "not all jobs were done")
     worker_s, redis_s = cpu_s(worker) - before[0], cpu_s(server.p.pid) - before[1]
     return {
-        "commands": commands(server, int(left)),
+        "commands": commands(server, left),
         "perf": {title: rows for title, look in looks.items() if (rows := look.rows())},
-        "worker_us": 1e6 * worker_s / int(left),
-        "redis_us": 1e6 * redis_s / int(left),
+        "worker_us": 1e6 * worker_s / left,
+        "redis_us": 1e6 * redis_s / left,
     }
 
 
@@ -147,7 +146,7 @@ def commands(server: RedisServer, jobs: int) -> dict[str, dict[str, float]]:
         name.removeprefix("cmdstat_"): {"us_job": row["usec"] / jobs, "calls_job": row["calls"] / jobs}
         for name, row in stats.items()
     }
-    rows = {name: row for name, row in rows.items() if name not in ("info", "zcard", "config|resetstat")}
+    rows = {name: row for name, row in rows.items() if name not in ("info", "hget", "config|resetstat")}
     inner = sum(row["us_job"] for name, row in rows.items() if name not in OUTER)
     if "evalsha" in rows:
         whole = rows.pop("evalsha")

@@ -18,7 +18,6 @@ import uvloop
 from ops.bench import alone, figures, web
 from ops.bench.crew import Crew, crew
 from ops.bench.harness import find, settle
-from ops.bench.peer import OPEN_JOBS
 from ops.bench.report import Column, as_table, show
 from ops.bench.servers import RedisServer, cpu_s, descendants
 
@@ -93,7 +92,7 @@ async def _ends(workers: Crew, count: int) -> list[float]:
     async with alone.connected(workers.server) as ours:
         ids = await ours.enqueue_many("sleep", range(count))
         workers.worker(SLOTS)
-        workers.until(lambda: workers.server.client.zcard(OPEN_JOBS) == 0, "not all jobs were done")
+        workers.until(lambda: workers.completed() >= count, "not all jobs were done")
         return [(await ours.result(job_id))["t"] for job_id in ids]
 
 
@@ -124,7 +123,7 @@ def _cost(server: RedisServer, parts: dict[str, list[int]], seconds: float) -> d
 
 def _ratios(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, float]:
     def median(row: str, field: str) -> float:
-        return statistics.median(one[row][field] for one in rounds)
+        return float(statistics.median(one[row][field] for one in rounds))
 
     return {
         "queue_p50_ms": median("queue", "p50"),
@@ -138,7 +137,7 @@ def _ratios(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, float]:
 def _idle_ratios(idle: dict[str, dict[str, float]]) -> dict[str, float]:
     if not idle:
         return {}
-    ours = sum(row["cpu_percent"] for name, row in idle.items() if name != "redis")
+    ours: float = sum(row["cpu_percent"] for name, row in idle.items() if name != "redis")
     redis = idle["redis"]
     return {
         "idle_cpu_percent": ours,

@@ -28,8 +28,8 @@ from ops.bench.noop import QUEUE, payload  # noqa: E402
 NAMESPACE = "bench"
 WAIT_S = 60.0
 WORKER = [sys.executable, "-m", "workers", "ops.bench.noop.NoopWorker"]
-#: Empty once every submitted job is terminal: what the harness' done probe asks for.
-OPEN_JOBS = Keys(NAMESPACE, 1).prefixes()[0] + "expiry"
+#: What the harness' done probe asks Redis: how many jobs have completed; it is counted where the result is stored.
+COMPLETED = ("HGET", Keys(NAMESPACE, 1).queue(":".join(QUEUE)) + "counts", "state:completed")
 
 
 def settings_for(port: int) -> Settings:

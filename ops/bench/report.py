@@ -1,13 +1,16 @@
-"""Result files to markdown: `python -m ops.bench report FILE...` prints every table of the benchmarks page."""
+"""Result files to markdown: `python -m ops.bench report FILE...` prints every table of the benchmarks page.
+
+With `--into PAGE` the sections stand in the page between two marks, in place of what stood there.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ops.bench import figures, machine
+from ops.bench.servers import BenchFailed
 
 #: (field, title, decimals)
 Column = tuple[str, str, int]
@@ -38,9 +41,25 @@ GENERATION: tuple[Column, ...] = (
 EMBEDDING: tuple[Column, ...] = (("texts_s", "texts/s", 0), ("seconds", "seconds", 2))
 
 
-def main(files: Sequence[Path]) -> None:
-    """Print one section a file."""
-    print("\n\n".join(section(json.loads(file.read_text(encoding="utf-8"))) for file in files))
+MARKS = "<!-- figures: python -m ops.bench report -->", "<!-- end of figures -->"
+
+
+def main(documents: Sequence[Mapping[str, Any]], page: Path | None = None) -> None:
+    """Print one section for each result, or put them into a page."""
+    text = "\n\n".join(map(section, documents))
+    if page is None:
+        print(text)
+        return
+    page.write_text(replaced(page.read_text(encoding="utf-8"), text), encoding="utf-8")
+
+
+def replaced(page: str, text: str) -> str:
+    """The page with this text between its marks; BenchFailed when it has none."""
+    before, start, rest = page.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
+        raise BenchFailed(f"the page has no line {MARKS[0]!r} with {MARKS[1]!r} after it")
+    return f"{before}{start}\n\n{text}\n\n{end}{after}"
 
 
 def section(document: Mapping[str, Any]) -> str:
@@ -50,7 +69,7 @@ def section(document: Mapping[str, Any]) -> str:
         f"`{document['command']}`",
         "\n".join(f"{line.strip()}  " for line in machine.lines(document["machine"])).rstrip(),
         tables(document),
-        "Medians of same-round ratios: " + ", ".join(_ratio(*pair) for pair in document["ratios"].items()) + ".",
+        f"`{figures.last_line(document['ratios'])}`",
     ]
     if document["errors"]:
         parts.append("Not measured: " + "; ".join(error.splitlines()[0] for error in document["errors"]) + ".")
@@ -118,7 +137,3 @@ def _spread(rounds: Sequence[Mapping[str, Mapping[str, Any]]], field: str) -> di
             if row.get(field) is not None:
                 found.setdefault(name, []).append(row[field])
     return {name: f"{min(values):,.0f}-{max(values):,.0f}" for name, values in found.items()}
-
-
-def _ratio(name: str, value: float | None) -> str:
-    return f"`{name}` {'none' if value is None else f'{value:.2f}'}"
