@@ -116,6 +116,7 @@ class Cluster(redis.Redis):
             except (RedisConnectionError, RedisTimeoutError, OSError):
                 self._forget()  # it may have a successor: the next call asks who that is
                 raise
+        self._forget()
         raise SlotUnavailable(f"sent on {REDIRECTS} times") from why
 
     async def _everywhere(self, args: Any, options: Any) -> Any:
