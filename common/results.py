@@ -222,7 +222,7 @@ class Results:
                 return Page(records, None)
             scanned += len(entries)
             wanted = [e for e in entries if _matches(e, user, kind, model)]
-            found = {r.id: r for r in await self._records([e[1] for e in wanted])}
+            found = {r.id: r for r in await self.records([e[1] for e in wanted])}
             for entry, job_id, _, _ in entries:
                 cursor = entry
                 record = found.get(job_id)
@@ -245,7 +245,8 @@ class Results:
         rows.sort(key=lambda row: tuple(map(int, row[0].split("-"))), reverse=True)
         return rows[:count]
 
-    async def _records(self, ids: list[str]) -> list[JobRecord]:
+    async def records(self, ids: list[str]) -> list[JobRecord]:
+        """The records of jobs, without their places; those that are gone are left out."""
         if not ids:
             return []
         pipe = self.redis.pipeline(transaction=False)

@@ -6,15 +6,17 @@ The body is decoded by `body.py` and checked once by `schemas.py`, so FastAPI ne
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import UnionType
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from producer.batch import MOST_JOBS
 from producer.schemas import ProblemOut, json_schema_of_requests
 
-Shape = type[BaseModel] | str | None
+Shape = type[BaseModel] | UnionType | str | None
 HEADERS = {
     "x-request-id": {
         "description": "Name of this request in the server's log.",
@@ -69,7 +71,21 @@ def _header(name: str, description: str, schema: dict[str, Any], example: str) -
 SUBMIT: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}},
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {"$ref": "#/components/schemas/JobRequest"},
+                        {
+                            "type": "array",
+                            "items": {"$ref": "#/components/schemas/JobRequest"},
+                            "minItems": 1,
+                            "maxItems": MOST_JOBS,
+                        },
+                    ]
+                }
+            }
+        },
     },
     "parameters": [
         _header("Prefer", "RFC 7240: `wait=N` and `respond-async`.", {"type": "string"}, "wait=30"),

@@ -70,7 +70,7 @@ def of_error(error: JarvisError, instance: str) -> Response:
         problem,
         str(error),
         instance,
-        entries=_entries(error),
+        entries=entries_of(error),
         retry_after_s=getattr(error, "retry_after_s", None),
         # The rest of a body that is too large is not worth reading.
         headers={"connection": "close"} if problem.status == 413 else None,
@@ -99,6 +99,28 @@ def _answer(
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, Any] | None = None,
 ) -> Response:
+    document = _document(problem, detail, instance, entries, members)
+    out = {"x-should-retry": "true" if problem.retryable else "false", **(headers or {})}
+    if retry_after_s is not None:
+        out |= {
+            "retry-after": str(max(1, round(retry_after_s))),
+            "retry-after-ms": str(round(retry_after_s * 1000)),
+        }
+    return Response(msgspec.json.encode(document), problem.status, out, MEDIA_TYPE)
+
+
+def document_of(error: JarvisError, instance: str) -> dict[str, Any]:
+    """The problem document of one of our own errors, for an answer that has several."""
+    return _document(problem_of(error), str(error), instance, entries_of(error), _members(error))
+
+
+def _document(
+    problem: Problem,
+    detail: str,
+    instance: str,
+    entries: list[Entry] | None,
+    members: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     document: dict[str, Any] = {
         "type": problem.type,
         "title": problem.title,
@@ -109,13 +131,7 @@ def _answer(
     }
     if entries:
         document |= {"field": entries[0]["field"], "value": entries[0]["value"], "errors": entries}
-    out = {"x-should-retry": "true" if problem.retryable else "false", **(headers or {})}
-    if retry_after_s is not None:
-        out |= {
-            "retry-after": str(max(1, round(retry_after_s))),
-            "retry-after-ms": str(round(retry_after_s * 1000)),
-        }
-    return Response(msgspec.json.encode(document), problem.status, out, MEDIA_TYPE)
+    return document
 
 
 def _members(error: JarvisError) -> dict[str, Any]:
@@ -126,7 +142,8 @@ def _members(error: JarvisError) -> dict[str, Any]:
     return {}
 
 
-def _entries(error: JarvisError) -> list[Entry] | None:
+def entries_of(error: JarvisError) -> list[Entry] | None:
+    """The fields that an error is about."""
     if isinstance(error, Invalid):
         return error.entries
     if isinstance(error, InvalidField):

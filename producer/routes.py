@@ -15,10 +15,11 @@ from common.jobs import JobRecord, JobSpec, Submitted
 from common.queue import Queue
 from common.results import QueueStats, Results, StoredResult
 from common.settings import Settings
-from producer import follow, headers, metrics
-from producer.body import json_object
+from producer import batch, follow, headers, metrics
+from producer.body import json_body
 from producer.direct import Direct
 from producer.openapi import SUBMIT, answers
+from producer.problems import Refusal
 from producer.record import DEEP, Heads, answer, location, new_record, record_out, result_out
 from producer.schemas import (
     EXAMPLE_ID,
@@ -33,6 +34,7 @@ from producer.schemas import (
     QueuesOut,
     ReadyOut,
     ResultOut,
+    SubmittedListOut,
 )
 from producer.submit import Submitter
 
@@ -88,11 +90,15 @@ def edge(request: Request) -> Edge:
     "/v1/jobs",
     status_code=202,
     tags=["jobs"],
-    summary="Submit a job",
+    summary="Submit a job, or up to 1,000",
     responses=answers(
         {
             200: (JobWithResultOut, "Finished while the caller waited; or an earlier job with the same key, finished."),
-            202: (JobOut, "Accepted: the job survives whatever happens now. `Location` has its address."),
+            202: (
+                JobOut | SubmittedListOut,
+                "Accepted: the job survives whatever happens now. `Location` has its address. For a list: at least"
+                " one job was accepted; those that were not are entries that say why.",
+            ),
         },
         400, 404, 413, 415, 422, 429, 503,
     ),
@@ -109,8 +115,11 @@ async def submit(request: Request) -> Response:
     here = edge(request)
     preferences = headers.preferences(request.headers, here.settings.wait_max_s)
     key = headers.idempotency_key(request.headers)
-    body = await json_object(request)
-    spec, submitted = await here.submitter.submit(body, key)
+    body = await json_body(request)
+    if isinstance(body, list):
+        return await _submit_list(request, body, key, preferences)
+    large = len(await request.body()) > here.settings.inline_bytes
+    spec, submitted = await here.submitter.submit(body, key, alone=large)
     out = {"Location": location(submitted.id)}
     if key and not submitted.created:
         out["Idempotent-Replayed"] = "true"
@@ -128,6 +137,24 @@ async def submit(request: Request) -> Response:
     if preferences.wait_s is not None:
         document["result"] = result_out(found if preferences.wait_s else await here.results.look(submitted.id))
     return answer(document, 200, out)
+
+
+async def _submit_list(
+    request: Request, items: list[msgspec.Raw], key: str | None, preferences: headers.Preferences
+) -> Response:
+    if preferences.wait_s:
+        raise Refusal(400, "Prefer", f"wait={preferences.wait_s}", "no waiting for a list; ask for each of its jobs")
+    if headers.wants_events(request.headers):
+        raise Refusal(400, "Accept", "text/event-stream", "application/json; each job of a list has its own events")
+    here = edge(request)
+    answered = await batch.submit(here.submitter, items, key)
+    out = {"Retry-After": str(batch.retry_after_s(answered))}
+    if key and not any(isinstance(one, Submitted) and one.created for _, one in answered):
+        out["Idempotent-Replayed"] = "true"
+    if applied := preferences.applied(finished=False):
+        out["Preference-Applied"] = applied
+    data = await batch.documents(here.results, answered, request.url.path)
+    return answer({"object": "list", "data": data}, 202, out)
 
 
 @router.get("/v1/jobs", tags=["jobs"], summary="List jobs", responses=answers({200: (JobsOut, "One page.")}, 422, 503))

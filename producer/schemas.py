@@ -303,7 +303,7 @@ class JobOut(BaseModel):
     max_attempts: int
     claims: int = Field(description="How often a worker took it.")
     queue_position: int | None = Field(
-        description="Of a waiting job: 1 is next. Null in the answer to a submit when the queue is deep."
+        description="Of a waiting job: 1 is next. Null in the answer to a submit of a list or to a deep queue."
     )
     waiting_for: str | None = Field(description="Of a waiting job: why it waits, in words.")
     error: ErrorOut | None
@@ -346,6 +346,45 @@ class JobsOut(BaseModel):
     data: list[JobOut]
     has_more: bool
     next: str | None = Field(description="Cursor for `after`.")
+
+
+class ProblemEntryOut(BaseModel):
+    """One field that is wrong."""
+
+    field: str
+    value: str | None
+    message: str
+
+
+class ProblemOut(BaseModel):
+    """RFC 9457 problem details."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    field: str | None = Field(None, description="The first field that is wrong.")
+    value: str | None = Field(None, description="Its value, shortened.")
+    errors: list[ProblemEntryOut] | None = Field(None, description="Every field that is wrong (at most 20).")
+
+
+class RefusedOut(BaseModel):
+    """A job of a list that was not accepted."""
+
+    object: Literal["job.refused"]
+    status: int = Field(description="What it would have been answered with alone.", examples=[429])
+    index: int = Field(description="Its place in the list, from 0.")
+    error: ProblemOut
+
+
+class SubmittedListOut(BaseModel):
+    """The answer to a list: an entry for each request, in order. Records have no `queue_position` here."""
+
+    object: Literal["list"]
+    data: list[JobOut | RefusedOut]
 
 
 class DepthOut(BaseModel):
@@ -423,29 +462,6 @@ class ModelsOut(BaseModel):
 
     object: Literal["list"]
     data: list[ModelOut]
-
-
-class ProblemEntryOut(BaseModel):
-    """One field that is wrong."""
-
-    field: str
-    value: str | None
-    message: str
-
-
-class ProblemOut(BaseModel):
-    """RFC 9457 problem details."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    field: str | None = Field(None, description="The first field that is wrong.")
-    value: str | None = Field(None, description="Its value, shortened.")
-    errors: list[ProblemEntryOut] | None = Field(None, description="Every field that is wrong (at most 20).")
 
 
 def json_schema_of_requests() -> dict[str, Any]:

@@ -34,11 +34,18 @@ class Submitter:
         self.prompts = Prompts()
         self._gathered: defaultdict[str, Gathering] = defaultdict(lambda: Gathering(queue))
 
-    async def submit(self, body: Any, idempotency_key: str | None = None) -> tuple[JobSpec, Submitted]:
-        """Accept one job, or say why not: any error of the tree that has a row in `PROBLEMS`."""
+    async def submit(
+        self, body: dict[str, Any], idempotency_key: str | None = None, alone: bool = False
+    ) -> tuple[JobSpec, Submitted]:
+        """Accept one job, or say why not: any error of the tree that has a row in `PROBLEMS`.
+
+        One that may go to the blob store goes alone, so that no other one waits for that.
+        """
         spec = await self.spec_of(body)
         key = key_of(spec, idempotency_key)
         spec = self.outliving_its_delay(spec)
+        if alone:
+            return spec, await self.queue.submit(spec, key)
         shard = self.queue.keys.shard_of_queue(spec.queue)
         return spec, await self._gathered[shard].submit(spec, key)
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from common.jobs import JobRecord
 from producer.schemas import JobOut
 from tests.producer.worker import PlayedWorker
 
@@ -134,6 +136,39 @@ async def test_in_a_deep_queue_the_place_is_left_to_be_asked_for(client: httpx.A
     last = (await client.get(records[-1]["links"]["self"])).json()
     assert last["queue_position"] == 60
     assert last["waiting_for"]
+
+
+async def test_the_answer_is_the_record_as_anyone_reads_it(client: httpx.AsyncClient, worker: PlayedWorker) -> None:
+    more = {"user": "ada", "priority": "low", "metadata": {"order": "4711"}, "max_attempts": 5, "ttl_s": 60.25}
+    all_changes: list[dict[str, Any]] = [{}, more, {"delay_s": 60}, {"user": "bob"}]
+    for changes in all_changes:
+        record = (await client.post("/v1/jobs", json={**GENERATION, **changes})).json()
+        assert record == (await client.get(record["links"]["self"])).json()
+    await worker.claim_many(10)
+    for _ in range(2):  # what the first in line waits for is asked once, and known for the next
+        record = (await client.post("/v1/jobs", json=EMBEDDING)).json()
+        assert record == (await client.get(record["links"]["self"])).json()
+        await PlayedWorker(worker.queue, "embedding:vectors").claim()
+
+
+async def test_what_the_first_in_line_waits_for_is_asked_once_a_second(
+    client: httpx.AsyncClient, app: FastAPI, worker: PlayedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    record = app.state.edge.results.record
+
+    async def counted(job_id: str) -> JobRecord:
+        asked.append(job_id)
+        found: JobRecord = await record(job_id)
+        return found
+
+    monkeypatch.setattr(app.state.edge.results, "record", counted)
+    for _ in range(5):
+        answer = (await client.post("/v1/jobs", json=GENERATION)).json()
+        assert answer["queue_position"] == 1
+        assert answer["waiting_for"]
+        await worker.claim()
+    assert len(asked) == 1
 
 
 async def test_the_documented_record_is_the_one_that_is_sent(client: httpx.AsyncClient) -> None:
