@@ -1,6 +1,6 @@
 # Every target works from a fresh clone: `make` builds .venv by itself on the first call.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check faults mutants bench lock clean
+.PHONY: help setup run test check faults mutants soak bench lock clean
 
 # cpu, gpu or core (no engines); auto takes gpu where nvidia-smi works.
 EXTRA ?= auto
@@ -41,6 +41,9 @@ faults: setup ## every fault run: processes killed, connections cut, Redis resta
 
 mutants: setup ## break fifteen promises on purpose, one at a time; each must fail its test
 	$(PYTHON) -m tests.faults.mutants
+
+soak: setup ## 30 minutes of random faults under load, counted by a ledger (ARGS="--minutes 3 --seed 1 --json FILE")
+	$(PYTHON) -m tests.faults.soak $(ARGS)
 
 bench: setup ## measure (BENCH=queue|latency|submit|flat|fault|generation|embedding, ARGS="--json FILE")
 	$(PYTHON) -m ops.bench $(BENCH) $(ARGS)

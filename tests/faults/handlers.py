@@ -78,7 +78,7 @@ async def tokens(ctx: dict[str, Any], job: ClaimedJob, n: int, s: float = 0.05) 
     """Emit n tokens, from where an earlier delivery stopped."""
     emitted = await ctx["emitted"](job) if job.claims > 1 else []
     texts = [event["text"] for event in emitted]
-    for number in range(len(texts), n):
+    for number in range(sum(len(event["ids"]) for event in emitted), n):  # an event may be of several tokens
         await asyncio.sleep(s)
         texts.append(f"t{number} ")
         await ctx["emit"](job, "token", {"text": texts[-1], "ids": [number]})

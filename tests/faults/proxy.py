@@ -30,6 +30,7 @@ class Proxy:
         self._chance = random.Random(seed)
         self._server: asyncio.Server | None = None
         self._writers: set[Writer] = set()
+        self._serving: set[asyncio.Future[None]] = set()
 
     @property
     def url(self) -> str:
@@ -38,7 +39,7 @@ class Proxy:
 
     async def start(self) -> None:
         """Listen."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
 
     async def stop(self) -> None:
         """Stop listening and cut everything."""
@@ -46,11 +47,17 @@ class Proxy:
         self._server.close()
         self.cut()
         await self._server.wait_closed()
+        await asyncio.gather(*self._serving)
 
     def cut(self) -> None:
         """Break every open connection."""
         for writer in self._writers:
             writer.transport.abort()
+
+    def _connected(self, reader: Reader, writer: Writer) -> None:
+        serving = asyncio.ensure_future(self._serve(reader, writer))
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
 
     async def _serve(self, reader: Reader, writer: Writer) -> None:
         try:
