@@ -15,8 +15,23 @@ import pytest
 
 from common.catalogue import Catalogue, Model
 from common.keys import Keys
+from common.results import Results
 from ops.bench import __main__ as command
-from ops.bench import alone, embedding, figures, generation, harness, loads, queues, report
+from ops.bench import (
+    alone,
+    embedding,
+    fault,
+    figures,
+    flat,
+    generation,
+    harness,
+    loads,
+    picture,
+    queues,
+    report,
+    submit,
+)
+from ops.bench.callers import press
 from ops.bench.client import Connection
 from ops.bench.formation import write_catalogue
 from ops.bench.machine import describe
@@ -52,6 +67,14 @@ def test_a_percentile_is_a_value_that_was_measured() -> None:
     assert figures.percentile([float(n) for n in range(100)], 99) == 99.0
 
 
+def test_how_latencies_spread_is_kept_as_one_value_for_each_percent_and_pooled_over_the_rounds() -> None:
+    fast, slow = figures.percentiles([1.0] * 10), figures.percentiles([3.0] * 10)
+    assert (fast["n"], fast["p50"], fast["max"], len(fast["latency_ms"])) == (10, 1.0, 1.0, 101)
+    together = figures.pooled([{"ours": fast}, {"ours": slow}, {"other": slow}], "ours")
+    assert (together[0], together[100]) == (1.0, 3.0)
+    assert figures.pooled([{"ours": fast}], "bullmq") == []
+
+
 # --- tables
 
 
@@ -78,8 +101,57 @@ def test_a_result_file_becomes_a_section_with_command_machine_and_ratios(
     assert command.main(["report", str(file)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("### generation\n\n`python -m ops.bench generation`\n\nmachine: ")
-    assert "`vs_direct` 0.95, `vs_server` none." in printed
+    assert "`vs_direct=0.95 vs_server=none`" in printed
     assert "Not measured: round 1: server: it died." in printed
+
+
+def test_a_result_that_brings_its_own_tables_is_shown_with_them() -> None:
+    columns: tuple[report.Column, ...] = (("jobs_s", "jobs/s", 1),)
+    document = {"benchmark": "latency", "tables": [report.as_table(columns, {"queue": {"jobs_s": 1.25}}, "When idle")]}
+    assert report.tables(document) == "When idle:\n\n|  | jobs/s |\n|---|---:|\n| queue | 1.2 |"
+
+
+def test_sections_stand_in_the_page_between_its_marks_in_place_of_what_stood_there() -> None:
+    first, last = report.MARKS
+    assert report.replaced(f"a\n{first}\nold\n{last}\nb\n", "new") == f"a\n{first}\n\nnew\n\n{last}\nb\n"
+    with pytest.raises(BenchFailed, match="no line"):
+        report.replaced(f"a\n{first}\nold\n", "new")
+
+
+# --- the picture
+
+
+def measured() -> list[dict[str, Any]]:
+    """Results of `queue` and `flat`, as small as the picture can be made of."""
+    rounds = [
+        {name: {"jobs_s": jobs_s, **figures.percentiles([1.0, 2.0, 9.0])} for name, jobs_s in row.items()}
+        for row in ({"bullmq": 3_000.0, "limit-tasks": 9_000.0, "ours": 6_000.0, "ours-2-workers": 8_000.0},) * 2
+    ]
+    levels = [{"1,000 waiting": {"cpu_us": 70.0 + n}, "1,000,000 waiting": {"cpu_us": 71.0 + n}} for n in range(3)]
+    queue = {"benchmark": "queue", "rounds": rounds, "medians": figures.medians(rounds), "machine": describe()}
+    return [queue, {"benchmark": "flat", "rounds": levels, "waiting": figures.medians(levels)}]
+
+
+def test_the_picture_has_ours_first_then_the_fastest_and_last_the_bound() -> None:
+    assert [row.label for row in picture.rows_of(measured()[0])] == ["Jarvis", "BullMQ (Node)", "a bare loop, no queue"]
+
+
+def test_the_picture_is_the_same_bytes_for_the_same_figures() -> None:
+    first, second = picture.draw(measured()), picture.draw(measured())
+    assert first == second
+    assert ">6,000</text>" in first
+    assert ">1 M</text>" in first
+    assert "<dc:date>" not in first
+
+
+def test_without_a_queue_result_there_is_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "flat.json"
+    file.write_text(json.dumps(measured()[1]))
+    assert command.main(["draw", str(file), "--out", str(tmp_path / "queue.svg")]) == 1
+    assert "no result of `queue`" in capsys.readouterr().err
+
+
+# --- the command line
 
 
 def test_the_command_of_a_result_does_not_say_where_the_result_was_written() -> None:
@@ -137,6 +209,21 @@ async def test_a_refusal_fails_the_measurement_and_says_what_was_refused() -> No
     async with answering(whole(b"no such model", "404 Not Found")) as (port, _), Connection(port) as one:
         with pytest.raises(BenchFailed, match=r"/v1/jobs answered 404: no such model"):
             await one.call("POST", "/v1/jobs", {})
+
+
+async def test_callers_send_their_next_request_when_the_answer_has_come_whole() -> None:
+    accepted = whole(b'{"id": 1}', "202 Accepted")
+    halves = accepted[:20], accepted[20:]
+    async with answering(halves[0] + halves[1], *[accepted] * 50) as (port, requests):
+        load = await press(port, "/v1/jobs", b"{}", callers=1, seconds=0.5)
+    assert load.requests == len(load.times_ms) == len(requests) == 51
+    assert requests[-1].endswith(b"\r\n\r\n{}")
+
+
+async def test_callers_stop_at_the_first_refusal_and_say_what_it_was() -> None:
+    async with answering(whole(b"full", "429 Too Many Requests")) as (port, _):
+        with pytest.raises(BenchFailed, match="429 Too Many"):
+            await press(port, "/v1/jobs", b"{}", callers=1, seconds=5)
 
 
 # --- models and prompts
@@ -230,9 +317,15 @@ def peers(tmp_path: Path) -> Iterator[Path]:
     lines = registry.format(folder=str(tmp_path)).splitlines()
     (tmp_path / "registry.py").write_text("\n".join(line[8:] for line in lines))
     (tmp_path / "rig.py").write_text(
-        f"LOGS = {str(tmp_path / 'logs')!r}\ndef argv(name, *args): return [name, *args]\n"
+        f"LOGS = {str(tmp_path / 'logs')!r}\n"
+        "class Resp:\n    def __init__(self, port): pass\n"
+        "def argv(name, *args): return [name, *args]\n"
+        "def call(name, port, *args, **options): return {'ms': [1.0, 2.0, 3.0]}\n"
     )
-    (tmp_path / "bench.py").write_text("def versions(): return {}\n")
+    (tmp_path / "bench.py").write_text(
+        "import rig\ndef versions(): return {}\n"
+        "def latency(name, red, scale): return {'p50': rig.call(name, red.port, 'latency')['ms'][1]}\n"
+    )
     yield tmp_path
     for name in ("registry", "rig", "bench"):
         sys.modules.pop(name, None)
@@ -247,6 +340,13 @@ def test_ours_joins_the_harness_and_the_peers_stay_as_they_are(peers: Path) -> N
     assert found.python_queues() == ["saq"]
     assert found.installed("ours")
     assert not found.installed("saq")
+
+
+def test_every_latency_that_the_harness_timed_is_kept(peers: Path) -> None:
+    found = harness.find(peers)
+    assert found is not None
+    row = found.latency("saq", "no", 1.0)
+    assert (row["n"], row["p50"], row["latency_ms"][0], row["latency_ms"][100]) == (3, 2.0, 1.0, 3.0)
 
 
 def test_the_harness_does_not_hide_our_own_packages(peers: Path) -> None:
@@ -264,7 +364,7 @@ def test_without_a_harness_ours_is_measured_alone_and_that_is_no_failure(
     assert command.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "skipped: no peers harness" in printed
-    assert printed.splitlines()[-1] == "vs_best_python=none vs_bullmq=none vs_limit_tasks=none"
+    assert printed.splitlines()[-1].startswith("vs_best_python=none vs_bullmq=none vs_limit_tasks=none")
     assert json.loads(file.read_text())["medians"]["ours"]["jobs_s"] == 1234.0
 
 
@@ -297,3 +397,51 @@ def test_a_redis_for_measuring_is_gone_with_its_data_afterwards() -> None:
 def test_what_does_not_come_true_in_time_is_a_failure() -> None:
     with pytest.raises(BenchFailed, match="never"):
         until(lambda: False, 0.05, "never")
+
+
+# --- submit, flatness, faults
+
+
+def test_submit_is_compared_with_the_bare_routes_of_the_same_round() -> None:
+    rounds = [
+        {"ours": {"requests_s": 90.0}, "bare": {"requests_s": 100.0}, "submit_many": {"jobs_s": 20_000.0}},
+        {"ours": {"requests_s": 40.0}, "bare": {"requests_s": 50.0}, "submit_many": {"jobs_s": 22_000.0}},
+    ]
+    assert submit.ratios(rounds) == {
+        "submit_vs_bare": pytest.approx(0.85),
+        "submit_vs_bare_json": None,
+        "submit_many_jobs_s": 21_000.0,
+        "submit_list_jobs_s": None,
+    }
+
+
+async def test_a_backlog_is_as_long_after_a_turn_as_before() -> None:
+    async with flat.backlog(flat.Level("50 waiting", 50, 5)) as place:
+        cost = await place.turn()
+        assert [stats.depth["normal"] for stats in await Results(place.queue.redis, place.queue.settings).queues()] == [
+            50
+        ]
+    assert min(cost["claim_us"], cost["commit_us"], cost["cpu_us"], cost["wall_us"]) > 0
+    assert 100 < place.bytes_per_job < 10_000
+
+
+def test_a_journal_says_which_jobs_ran_again_and_how_long_after_the_kill(tmp_path: Path) -> None:
+    file = tmp_path / "journal.txt"
+    assert fault.journal(file) == []
+    file.write_text("1 77 100.5\n2 77 101.0\n3 78 103.0\n2 78 104.5\n1 78 10")  # the last line is not whole
+    whole_ = fault.journal(file)
+    assert fault.told(whole_[:2], whole_, killed_at=102.0) == {
+        "ran_twice": 1,
+        "first_rerun_s": 2.5,
+        "last_rerun_s": 2.5,
+    }
+
+
+def test_the_peers_that_lost_nothing_and_recovered_soonest_come_first() -> None:
+    def result(results: int, rerun_s: float | None) -> dict[str, Any]:
+        end = {"results": results, "ran_twice": 1, "first_rerun_s": rerun_s, "last_rerun_s": rerun_s}
+        return {"in_flight_at_kill": 10, "at_60s": end}
+
+    peers = {"lossy": result(490, 1.0), "slow": result(500, 60.0), "soon": result(500, 5.0), "broken": {"error": "x"}}
+    assert [name for name, _ in fault.quoted(peers)] == ["soon", "slow", "lossy"]
+    assert dict(fault.quoted(peers))["lossy"]["lost"] == 10
