@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from common.address import CLUSTER, FORMS, SENTINEL, parse
 from common.catalogue import Catalogue
 from common.errors import SettingsInvalid
 from common.settings import Settings, mask
@@ -56,31 +57,71 @@ def _variables() -> Iterator[Finding]:
 def _redis(settings: Settings) -> Iterator[Finding]:
     import redis
 
+    from ops.masters import masters
+
     address = mask(settings.redis_url)
     try:
-        with redis.Redis.from_url(
-            settings.redis_url,
-            decode_responses=True,
-            socket_timeout=settings.redis_timeout_s,
-            socket_connect_timeout=settings.redis_timeout_s,
-        ) as client:
-            information: dict[str, Any] = dict(cast("dict[str, Any]", client.info()))
-            configuration = _configuration(client)
+        with masters(settings.redis_url, settings.redis_timeout_s) as clients:
+            looks = {
+                at: (dict(cast("dict[str, Any]", client.info())), _configuration(client))
+                for at, client in clients.items()
+            }
     except (redis.RedisError, OSError, ValueError) as error:
-        yield Finding("wrong", "JARVIS_REDIS_URL", address, f"cannot be used: {error}; make run starts one")
+        yield Finding("wrong", "JARVIS_REDIS_URL", address, f"cannot be used: {error}{_way_out(settings)}")
         return
-    yield Finding("ok", "JARVIS_REDIS_URL", address, "answers")
+    modes = {str(information.get("redis_mode", "standalone")) for information, _ in looks.values()}
+    yield _mode(settings, address, modes)
+    for at, (information, configuration) in looks.items():
+        of = f" of {at}" if at else ""
+        for finding in _server(information, configuration, settings):
+            yield replace(finding, key=finding.key + of)
+    yield from _spread(settings, len(looks))
+
+
+def _mode(settings: Settings, address: str, modes: set[str]) -> Finding:
+    single = parse(settings.redis_url).single
+    if single and modes != {"standalone"}:
+        told = {"cluster": f"one node of a cluster: {FORMS[CLUSTER]}", "sentinel": f"a sentinel: {FORMS[SENTINEL]}"}
+        message = f"this is {told.get(modes.pop(), 'no plain Redis')}"
+        return Finding("wrong", "JARVIS_REDIS_URL", address, message)
+    return Finding("ok", "JARVIS_REDIS_URL", address, "answers")
+
+
+def _way_out(settings: Settings) -> str:
+    return "; make run starts one" if parse(settings.redis_url).single else ""
+
+
+def _server(information: dict[str, Any], configuration: dict[str, str], settings: Settings) -> Iterator[Finding]:
     yield _version(str(information.get("redis_version", "0")))
     yield _append_only(bool(information.get("aof_enabled")))
     yield _eviction(str(information.get("maxmemory_policy", "unknown")))
     yield _compact(configuration, settings.tune_redis)
+    if parse(settings.redis_url).scheme == SENTINEL:
+        yield _replicated(str(configuration.get("min-replicas-to-write", "unknown")))
+
+
+def _replicated(least: str) -> Finding:
+    if least == "0":
+        message = "a master cut off from its replicas would accept jobs that a failover loses; set it to 1"
+        return Finding("warning", "min-replicas-to-write", least, message)
+    return Finding("ok", "min-replicas-to-write", least, "")
+
+
+def _spread(settings: Settings, masters: int) -> Iterator[Finding]:
+    if settings.shards < masters:
+        message = f"the queues use {settings.shards} of the cluster's {masters} masters; set it to 16 or more"
+        yield Finding("warning", "JARVIS_SHARDS", str(settings.shards), message)
 
 
 def _configuration(client: redis.Redis) -> dict[str, str]:
     import redis
 
     try:
-        return dict(cast("dict[str, str]", client.config_get("hash-max-*-value")))
+        return {
+            name: value
+            for asked in ("hash-max-*-value", "min-replicas-to-write")  # Redis 6.2 takes one name at a time
+            for name, value in cast("dict[str, str]", client.config_get(asked)).items()
+        }
     except redis.ResponseError:
         return {}  # CONFIG is closed on many hosted servers
 
@@ -105,7 +146,7 @@ def _eviction(policy: str) -> Finding:
 
 
 def _compact(configuration: dict[str, str], tunes: bool) -> Finding:
-    key = next(iter(sorted(configuration)), "hash-max-listpack-value")
+    key = next((name for name in sorted(configuration) if name.startswith("hash-max")), "hash-max-listpack-value")
     value = configuration.get(key, "unknown")
     if value == "unknown":
         return Finding("warning", key, value, f"not told; {COMPACT_BYTES} halves a job's memory")

@@ -20,8 +20,10 @@ from urllib.parse import unquote, urlsplit
 
 import redis
 
+from common.address import parse
 from common.errors import SettingsInvalid
 from common.settings import Settings, load_settings, mask
+from ops.masters import masters
 
 #: What every server that we start runs with, in the embedded formation and in the tests alike.
 SERVER_CONFIG: dict[str, str] = {
@@ -82,6 +84,8 @@ def main() -> int:
 
 def find_running(url: str) -> Running | None:
     """Return the Redis that answers at `url`, once its data is loaded; None when nothing listens there."""
+    if not parse(url).single:
+        return _several(url)
     deadline = time.monotonic() + LOADING_LIMIT_S
     with connect(url) as client:
         while True:
@@ -97,6 +101,16 @@ def find_running(url: str) -> Running | None:
                 raise RedisUnavailable(f"Redis at {mask(url)} refuses us: {error}") from None
             except redis.exceptions.ConnectionError:
                 return None
+
+
+def _several(url: str) -> Running:
+    # A cluster or a master with replicas: never ours to start.
+    try:
+        with masters(url, CALL_LIMIT_S) as clients:
+            found = [_describe(client, url) for client in clients.values()]
+    except (redis.RedisError, OSError) as error:
+        raise RedisUnavailable(f"no Redis can be used at {mask(url)}: {error}") from None
+    return found[0]
 
 
 def answers(url: str) -> bool:

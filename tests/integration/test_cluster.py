@@ -18,6 +18,9 @@ from common.errors import JobFailed, StoreUnavailable
 from common.jobs import ClaimedJob
 from common.settings import Settings
 from common.states import State
+from ops.check import examine
+from ops.embedded_redis import RedisUnavailable, find_running
+from tests.redis_server import free_port
 from tests.redis_topologies import RedisCluster
 from tests.worker.place import InlineBeat, Place, until
 
@@ -335,6 +338,34 @@ async def test_a_replica_that_takes_over_from_a_killed_master_is_found(
         await place.submit(model=model)
     after = await accepted(place, model)
     assert {record.status for record in await place.ends([waiting, after])} == {State.COMPLETED}
+
+
+def test_check_looks_at_every_master_and_at_how_queues_are_spread(nodes: RedisCluster, tmp_path: Path) -> None:
+    settings = Settings(redis_url=nodes.url, shards=1, data_dir=tmp_path)
+    findings = {finding.key: finding for finding in examine(settings)}
+    for node in nodes.nodes:
+        assert findings[f"appendonly of 127.0.0.1:{node.port}"].level == "wrong"
+    assert findings["JARVIS_SHARDS"].level == "warning"
+    assert findings["JARVIS_REDIS_URL"].level == "ok"
+
+
+def test_check_names_the_address_that_would_fit(nodes: RedisCluster, redis_url: str, tmp_path: Path) -> None:
+    def said(url: str) -> str:
+        findings = examine(Settings(redis_url=url, data_dir=tmp_path))
+        return next(str(finding) for finding in findings if finding.key == "JARVIS_REDIS_URL")
+
+    assert "one node of a cluster: redis-cluster://" in said(nodes.nodes[0].url)
+    assert "cluster support disabled" in said(redis_url.replace("redis://", "redis-cluster://"))
+    assert said(redis_url).startswith("ok")
+
+
+def test_make_run_uses_a_cluster_that_is_there_and_starts_none(nodes: RedisCluster) -> None:
+    running = find_running(nodes.url)
+    assert running is not None
+    assert running.address == nodes.url
+    gone = f"redis-cluster://127.0.0.1:{free_port()}"
+    with pytest.raises(RedisUnavailable, match=gone):
+        find_running(gone)
 
 
 def test_an_argument_with_braces_is_not_taken_for_a_key_of_a_script() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,6 +15,7 @@ from common.errors import NotFound, StoreUnavailable
 from common.queue import Queue
 from common.settings import Settings
 from common.states import State
+from ops.check import examine
 from tests.faults.formation import WEB, Formation, until
 from tests.redis_server import RedisServer
 from tests.redis_topologies import Sentinels
@@ -164,6 +165,16 @@ def role(server: RedisServer) -> str:
         return str(told["role"])
 
 
+async def test_a_master_without_replicas_refuses_jobs_instead_of_keeping_them_alone(
+    start_redis: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    formation = Formation(start_redis(config=CONFIG), tmp_path)
+    await formation.open()
+    with pytest.raises(StoreUnavailable):
+        await formation.submit()
+    await formation.close()
+
+
 async def test_a_sentinel_that_hangs_or_is_gone_is_passed_over(servers: Sentinels, tmp_path: Path) -> None:
     first, second, _ = servers.watchers
     first.pause()
@@ -187,3 +198,17 @@ async def test_a_master_name_that_no_sentinel_knows_is_an_outage_not_a_crash(
     with pytest.raises(StoreUnavailable, match="MasterNotFoundError"):
         await formation.submit()
     await formation.close()
+
+
+def test_check_looks_at_the_master_that_the_sentinels_name(servers: Sentinels, tmp_path: Path) -> None:
+    settings = Settings(redis_url=servers.url, data_dir=tmp_path)
+    findings = {finding.key: finding for finding in examine(settings)}
+    master = f"127.0.0.1:{servers.master().port}"
+    assert findings["JARVIS_REDIS_URL"].level == "ok"
+    assert findings[f"min-replicas-to-write of {master}"].level == "ok"
+    with servers.master().client() as client:
+        client.config_set("min-replicas-to-write", 0)
+    findings = {finding.key: finding for finding in examine(settings)}
+    assert findings[f"min-replicas-to-write of {master}"].level == "warning"
+    missing = settings.model_copy(update={"redis_url": servers.url.replace("/jarvis/", "/another/")})
+    assert "No master found for 'another'" in " ".join(map(str, examine(missing)))

@@ -8,11 +8,9 @@ from typing import Any
 
 import fakeredis
 import pytest
-import redis.asyncio as redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from common import queue, results, scripts
-from common.settings import Settings
 
 NAMES = sorted(path.stem for path in scripts.FOLDER.glob("*.lua") if path.stem != "job")
 
@@ -80,6 +78,7 @@ async def test_a_script_that_fails_is_not_sent_again() -> None:
     [
         ("Error running script (call to f_1): @user_script:219: -OOM command not allowed", OutOfMemoryError),
         ("Error running script (call to f_1): @user_script:219: -READONLY You can't write", ReadOnlyError),
+        ("NOREPLICAS Not enough good replicas to write. script: f_1", ReadOnlyError),
         ("MISCONF Errors writing to the AOF file: No space left on device", ReadOnlyError),
         ("Error running script: -BROOM of jobs", ResponseError),
     ],
@@ -94,44 +93,3 @@ async def test_a_redis_that_refuses_to_write_is_known_as_that_whatever_its_versi
     with pytest.raises(known_as) as raised:
         await scripts.run(fakeredis.FakeAsyncRedis(), "trim", "p:{00}:", 10)
     assert type(raised.value) is known_as
-
-
-@pytest.fixture
-def packed() -> scripts.PackedConnection:
-    """A connection that is never opened."""
-    return scripts.PackedConnection()
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("GET", "key"),
-        ("SET", "key", b"\x00\xff", "PX", 1000),
-        ("CONFIG GET", "hash-*"),
-        ("EVALSHA", "0" * 40, 1, "prefix", "é", 1.5, 10**12),
-        ("PING",),
-        ("XADD", "key", "*", "field", ""),
-    ],
-)
-def test_commands_are_packed_as_redis_py_packs_them(packed: scripts.PackedConnection, command: tuple[Any, ...]) -> None:
-    ours = b"".join(packed.pack_command(*command))
-    theirs = b"".join(redis.Connection().pack_command(*command))
-    assert ours == theirs
-
-
-@pytest.mark.parametrize(
-    ("url", "connection"),
-    [
-        ("redis://host:1/2", scripts.PackedConnection),
-        ("rediss://host:1/2", scripts.PackedSSLConnection),
-        ("unix:///a/socket?db=2", scripts.PackedUnixConnection),
-    ],
-)
-async def test_a_client_fits_its_address_and_never_waits_for_ever(url: str, connection: type[Any]) -> None:
-    client = scripts.connect(Settings(redis_url=url, redis_timeout_s=7, bell_timeout_s=1))
-    pool: Any = client.connection_pool
-    made = pool.make_connection()
-    assert type(made) is connection
-    assert (made.socket_timeout, made.db) == (7, 2)
-    assert isinstance(made.pack_command("PING"), list)
-    await client.aclose()

@@ -91,6 +91,12 @@ def test_a_password_in_a_wrong_address_is_not_shown() -> None:
         ("redis://:secret@host:1/0", "redis://:***@host:1/0"),
         ("redis://user:se:c@ret@host:1/0", "redis://user:***@host:1/0"),
         ("redis://user@host:1/0", "redis://user@host:1/0"),
+        ("redis-cluster://u:secret@a:1,b:2", "redis-cluster://u:***@a:1,b:2"),
+        (
+            "redis-sentinel://u:se@a:1/m/0?sentinel_username=x&sentinel_password=cret",
+            "redis-sentinel://u:***@a:1/m/0?sentinel_username=x&sentinel_password=***",
+        ),
+        ("redis://host:1/0?password=secret&db=1", "redis://host:1/0?password=***&db=1"),
         ("", ""),
     ],
 )
