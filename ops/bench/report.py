@@ -68,12 +68,20 @@ def section(document: Mapping[str, Any]) -> str:
         f"### {document['benchmark']}",
         f"`{document['command']}`",
         "\n".join(f"{line.strip()}  " for line in machine.lines(document["machine"])).rstrip(),
+        *_peers(document.get("peers") or {}),
         tables(document),
         f"`{figures.last_line(document['ratios'])}`",
     ]
     if document["errors"]:
         parts.append("Not measured: " + "; ".join(error.splitlines()[0] for error in document["errors"]) + ".")
     return "\n\n".join(parts)
+
+
+def _peers(versions: Mapping[str, Any]) -> list[str]:
+    # The harness tells of each environment all that matters in it; the peer itself is named like its environment.
+    own = {name: found.get(name) if isinstance(found, dict) else found for name, found in versions.items()}
+    told = ", ".join(f"{name} {number}" for name, number in own.items() if number)
+    return [f"Peers: {told}."] if told else []
 
 
 def as_table(columns: Sequence[Column], rows: Mapping[str, Mapping[str, Any]], title: str = "") -> dict[str, Any]:
