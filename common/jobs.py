@@ -61,7 +61,6 @@ class ClaimedJob(msgspec.Struct, frozen=True):
     claims: int  # deliveries, this one included
     attempts: int
     seq: int  # sequence number of the job's last event
-    entry: str  # its entry in the stream
     lane: Priority
     user: str
     timeout_s: float

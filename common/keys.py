@@ -19,7 +19,7 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     Q meta                  hash    depth, clock and credit of each lane; service rate
     Q <lane>:users          zset    user -> virtual time; only users with waiting work
     Q <lane>:returned       list    ids given back by dead or draining workers, oldest first
-    Q <lane>:u:<user>       stream  the user's jobs, waiting and in progress; group `workers` reads it
+    Q <lane>:u:<user>       stream  the user's waiting jobs, oldest first
     Q leases                zset    <id>:<step> -> when the lease ends (ms)
     Q bell                  list    one token when there is work: wakes one idle worker
     Q claimed:<worker>      string  number and jobs of the worker's last claim

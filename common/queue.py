@@ -284,20 +284,13 @@ class Queue:
 
     async def commit(self, queue: str, outcomes: Sequence[Outcome]) -> list[Answer]:
         """Store how runs ended, each only if its lease still holds. Safe to repeat."""
-        groups: dict[tuple[str, str], list[Outcome]] = {}  # a user's stream is touched once per call
-        for outcome in outcomes:
-            groups.setdefault((outcome.job.lane, outcome.job.user), []).append(outcome)
         args: list[Any] = []
-        for (lane, user), some in groups.items():
-            args += (lane, user, len(some))
-            for one in some:
-                extra = one.delay_ms if one.kind == "retry" else one.usage
-                args += (one.job.lease, one.job.entry, one.kind, one.seq, one.body, extra)
-        head = (self._retention_ms, self.settings.events_kept)
-        replies = await scripts.run(self.redis, "commit", self.keys.of_queue(queue), queue, *head, *args)
-        leases = [outcome.job.lease for some in groups.values() for outcome in some]
-        answers = dict(zip(leases, replies, strict=True))
-        return [answers[outcome.job.lease].decode() for outcome in outcomes]
+        for one in outcomes:
+            extra = one.delay_ms if one.kind == "retry" else one.usage
+            args += (one.job.lease, one.kind, one.seq + 1, one.body, extra)
+        prefix, kept = self.keys.of_queue(queue), self.settings.events_kept
+        answers = await scripts.run(self.redis, "commit", prefix, queue, self._retention_ms, kept, *args)
+        return [answer.decode() for answer in answers]
 
     async def emit(self, queue: str, events: Sequence[Event], kept: int = 65_536) -> list[str]:
         """Append events of running jobs; returns the leases that are lost. Safe to repeat."""
@@ -422,7 +415,6 @@ def _claimed(row: list[Any], kind: str, model: str) -> ClaimedJob:
         row[1],
         ticket.attempts,
         int(lease[29 : lease.index("p", 29)]),
-        ticket.entry,
         ticket.lane,
         ticket.user,
         ticket.timeout_ms / 1000,

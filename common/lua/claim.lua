@@ -13,7 +13,7 @@ local WEIGHTS = {high = 16, normal = 4, low = 1}
 local COST = 1 -- of a job, over WEIGHT of its user: both come with the tenants issue (design, section 5)
 local q = at(queue)
 local JOB = P .. 'job:'
-local taken, leases, held = {}, {}, {}
+local taken, leases, held, gone = {}, {}, {}, {}
 local budget = want + 1000 -- entries to look at: thousands of expired ones must not keep Redis busy in one call
 
 local function answer(held_now, deliveries, suspect, ticket, work)
@@ -21,80 +21,72 @@ local function answer(held_now, deliveries, suspect, ticket, work)
   taken[n + 1], taken[n + 2], taken[n + 3], taken[n + 4], taken[n + 5] = held_now, deliveries, suspect, ticket, work
 end
 
--- Whoever was running beside a job that kills its worker died with it. Before the last time, it runs alone.
-local function is_suspect(deaths)
-  return deaths ~= '0' and tonumber(deaths) >= MAX_DEATHS - 1
+-- How often a job was delivered, and whether it must run alone: whoever was running beside a job that kills its
+-- worker died with it, so before the death that would park it, it does.
+local function past_of(history, ticket)
+  local _, deliveries = string.gsub(history, 'p', '')
+  local deaths = tonumber(string.match(ticket, '^%d+ %S+ %d+ (%d+)'))
+  return deliveries, deaths > 0 and deaths >= MAX_DEATHS - 1 and 1 or 0
 end
 
-local function deliveries_in(history)
-  local _, n = string.gsub(history, 'p', '')
-  return n
-end
-
-local function lease(id, job, deaths)
+local function lease(id, job)
   local ticket, history, work = job[1], job[2], job[3]
-  local number = 2
-  if #history > 15 then number = next_number(id, history) end -- it was delivered or scheduled before
+  local number, deliveries, suspect = '2', 0, 0
+  if #history > 15 then -- it was scheduled or delivered before
+    number = next_number(id, history)
+    deliveries, suspect = past_of(history, ticket)
+  end
   observe(q, 'wait', NOW - since_of(history))
   local after, step = move(id, q, history, 'p', number)
   redis.call('HSET', JOB .. id, 'history', after, 'worker', worker)
   local member = id .. ':' .. step
   append(leases, DEADLINE, member)
   append(held, member)
-  answer(member, #history > 15 and deliveries_in(after) or 1, is_suspect(deaths) and 1 or 0, ticket, work)
+  answer(member, deliveries + 1, suspect, ticket, work)
 end
 
--- Lease a job that was just read; 1 if it was, 0 if it must not be run.
-local function take(id, entry, stream, lane)
+-- Lease a job that was taken out of its line; 1 if it was, 0 if it must not be run.
+local function take(id, entry, lane)
   budget = budget - 1
   local job = redis.call('HMGET', JOB .. id, 'ticket', 'history', 'work')
   if not job[1] then
     park('entry-' .. entry .. '-' .. string.sub(id, 1, 64), queue, 'orphan: no record of this job')
-    redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, -1)
-    redis.call('XDEL', stream, entry)
-    return 0
-  end
-  local expires, its_entry, deaths = string.match(job[1], '^(%d+) (%S+) %d+ (%d+)')
-  local code = code_of(job[2])
-  if its_entry ~= entry or TERMINAL[code] then
-    redis.call('XDEL', stream, entry)
-  elseif code == 'q' then
-    if tonumber(expires) > NOW then
-      lease(id, job, deaths)
+    gone[lane] = (gone[lane] or 0) + 1
+  elseif code_of(job[2]) == 'q' then
+    if string.sub(job[1], 1, 13) > NOW_TEXT then
+      lease(id, job)
       return 1
     end
-    end_job(id, 'e', 'expired', 'its time to live ended before a worker was free', RETENTION_MS)
-  end -- in progress: a recreated group reads again what somebody is running, leave it alone
+    gone[lane] = (gone[lane] or 0) + 1
+    end_job(id, 'e', 'expired', 'its time to live ended before a worker was free', RETENTION_MS, true, true)
+  end
   return 0
 end
 
--- Those given back. One that waits no more was read again by a recreated group, and is somebody's already.
 local function take_returned(lane, k)
   local got = 0
   while got < k and budget > 0 do
     local id = redis.call('LPOP', q .. lane .. ':returned')
     if not id then return got end
-    local job = redis.call('HMGET', JOB .. id, 'ticket', 'history')
-    if job[1] and code_of(job[2]) == 'q' then
-      local ticket = of_ticket(job[1])
-      got = got + take(id, ticket.entry, stream_of(q, lane, ticket.user), lane)
-      -- Its worker is to run it alone: hand out nothing behind it.
-      if is_suspect(ticket.deaths) then budget = 0 end
-    end
+    got = got + take(id, 'returned', lane)
+    if taken[#taken - 2] == 1 then budget = 0 end -- it must run alone: hand out nothing behind it
   end
   return got
 end
 
--- Read n entries of one user's stream. NOACK: the lease set says who holds what; Redis' own list of pending entries
--- would be a second one, and cost as much again. A lost group is made again from the start; nothing is skipped.
-local function read(stream, n)
-  local reply = redis.pcall('XREADGROUP', 'GROUP', 'workers', 'all', 'COUNT', n, 'NOACK', 'STREAMS', stream, '>')
-  if reply and reply.err then
-    if redis.call('EXISTS', stream) == 0 then return {} end
-    redis.call('XGROUP', 'CREATE', stream, 'workers', '0')
-    reply = redis.call('XREADGROUP', 'GROUP', 'workers', 'all', 'COUNT', n, 'NOACK', 'STREAMS', stream, '>')
+-- Take n jobs from the front of a user's stream. One more than wanted is read: it says where to cut.
+local function read(lane, user, n)
+  local stream = stream_of(q, lane, user)
+  local entries = redis.call('XRANGE', stream, '-', '+', 'COUNT', n + 1)
+  local more = entries[n + 1]
+  if more then
+    redis.call('XTRIM', stream, 'MINID', more[1])
+    entries[n + 1] = nil
+  else
+    redis.call('DEL', stream)
+    redis.call('ZREM', q .. lane .. ':users', user)
   end
-  return reply and reply[1] and reply[1][2] or {}
+  return entries, more
 end
 
 -- Share k picks among users in virtual time: the lowest goes first and moves on by its job's cost.
@@ -121,20 +113,14 @@ local function take_users(lane, k)
     local moved = {}
     for _, user in ipairs(share(users, k - got)) do
       if user.n > 0 then
-        local stream = stream_of(q, lane, user.user)
-        local entries = read(stream, user.n)
+        local entries, more = read(lane, user.user, user.n)
         local ran = 0
-        for _, entry in ipairs(entries) do ran = ran + take(entry[2][2], entry[1], stream, lane) end
+        for _, entry in ipairs(entries) do ran = ran + take(entry[2][2], entry[1], lane) end
         got = got + ran
         -- The clock is where the last served user stands now. Were it where he stood before, a user who leaves and
         -- comes back with one job at a time would always be first.
         if ran > 0 then now_at = math.max(now_at or 0, user.time + ran * COST) end
-        if #entries < user.n then
-          redis.call('ZREM', key, user.user)
-          drop_if_empty(q, lane, user.user, stream)
-        else
-          append(moved, user.time + #entries * COST, user.user)
-        end
+        if more then append(moved, user.time + #entries * COST, user.user) end
       end
     end
     if #moved > 0 then redis.call('ZADD', key, 'XX', unpack(moved)) end
@@ -148,7 +134,9 @@ local function take_lane(lane, k, writes)
   local more, now_at = take_users(lane, k - got)
   if now_at then append(writes, 'clock:' .. lane, now_at) end
   got = got + more
-  if got > 0 then redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, -got) end
+  local left = got + (gone[lane] or 0)
+  gone[lane] = nil
+  if left > 0 then redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, -left) end
   return got
 end
 
@@ -220,7 +208,8 @@ local function again(kept)
     local id, step = of_lease(member)
     local job = redis.call('HMGET', JOB .. id, 'ticket', 'history', 'work')
     if job[1] and is_last(job[2], step) then
-      answer(member, deliveries_in(job[2]), is_suspect(of_ticket(job[1]).deaths) and 1 or 0, job[1], job[3])
+      local deliveries, suspect = past_of(job[2], job[1])
+      answer(member, deliveries, suspect, job[1], job[3])
     end
   end
 end

@@ -1,8 +1,7 @@
--- commit: store how a batch of runs ended: fence, result or error, state event, and the entry and lease removed.
+-- commit: store how a batch of runs ended: fence, result or error, state event, and the lease removed.
 -- KEYS[1] shard prefix
--- ARGV    queue, retention_ms, events_kept, then per group of one user's jobs in one lane: lane, user, how many, and
---         6 per job: lease, entry, outcome (completed | incomplete | failed | retry | release), number of its last
---         event, body (result or error, JSON), usage (JSON) or a retry's delay in ms
+-- ARGV    queue, retention_ms, events_kept, then 5 per job: lease, outcome (completed | incomplete | failed | retry |
+--         release), number of its last event plus one, body (result or error, JSON), usage (JSON) or a retry's delay in ms
 -- returns per job: 'stored', 'mine' (this very commit was stored before) or 'lost' (the lease is another's now)
 -- atomic because a worker that lost its lease must change nothing, and a result, its event and the end of the
 --         job's place in the queue must appear together.
@@ -23,7 +22,7 @@ local function stop(id, code, history, step, number, body, usage)
     redis.call('HSET', key, 'history', after, field, body)
   end
   redis.call('PEXPIRE', key, RETENTION_MS)
-  if #history > 31 or number > tonumber(string.match(step, '^%d+')) + 1 then -- it has, or had, token events
+  if #history > 31 or number ~= '3' then -- it has, or may have, token events
     redis.call('PEXPIRE', P .. 'tokens:' .. id, RETENTION_MS)
   end
   append(closed, id)
@@ -49,41 +48,28 @@ local function is_mine(id, history, step)
   return string.find(history, step .. ' %d+[cis]') ~= nil or redis.call('HGET', JOB .. id, 'by') == step
 end
 
-local function commit(i, lane, entries)
-  local held, outcome, number = ARGV[i], ARGV[i + 2], ARGV[i + 3] + 1
+local function commit(i)
+  local held, number, body, extra = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
   local id, step = of_lease(held)
-  local code = OUTCOMES[outcome]
+  local code = OUTCOMES[ARGV[i + 1]]
   local history = redis.call('HGET', JOB .. id, 'history')
   if not history or not is_last(history, step) then
     return history and is_mine(id, history, step) and 'mine' or 'lost'
   end
   append(leases, held)
   if code == 'q' then
-    give_back(id, q, lane, history, number)
+    local ticket = of_ticket(redis.call('HGET', JOB .. id, 'ticket'))
+    give_back(id, q, ticket.lane, history, number)
     redis.call('HSET', JOB .. id, 'by', step)
-    return 'stored'
-  end
-  append(entries, ARGV[i + 1])
-  if code == 'f' or code == 's' then
-    fail(id, code, history, step, number, ARGV[i + 4], code == 's' and ARGV[i + 5])
+  elseif code == 'f' or code == 's' then
+    fail(id, code, history, step, number, body, code == 's' and extra)
   else
-    stop(id, code, history, step, number, ARGV[i + 4], ARGV[i + 5])
+    stop(id, code, history, step, number, body, extra)
   end
   return 'stored'
 end
 
-local i = 4
-while i <= #ARGV do
-  local lane, user, entries = ARGV[i], ARGV[i + 1], {}
-  local last = i + 3 + 6 * (ARGV[i + 2] - 1)
-  for job = i + 3, last, 6 do append(answers, commit(job, lane, entries)) end
-  if #entries > 0 then
-    local stream = stream_of(q, lane, user)
-    redis.call('XDEL', stream, unpack(entries))
-    drop_if_empty(q, lane, user, stream)
-  end
-  i = last + 6
-end
+for i = 4, #ARGV, 5 do append(answers, commit(i)) end
 if #leases > 0 then redis.call('ZREM', q .. 'leases', unpack(leases)) end
 if #closed > 0 then redis.call('ZREM', P .. 'expiry', unpack(closed)) end
 finish(EVENTS_KEPT)

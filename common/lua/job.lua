@@ -59,16 +59,12 @@ local function bucket_of(ms)
   return low
 end
 
-local buckets = {wait = {}, run = {}}
+-- `name` is wait or run. Jobs of one call have often waited or run equally long.
+local observed_ms, observed_field
 local function observe(q, name, ms)
-  local bucket = bucket_of(ms)
-  local field = buckets[name][bucket]
-  if not field then
-    field = name .. ':' .. bucket
-    buckets[name][bucket] = field
-  end
-  count(q, field, 1)
-  count(q, name == 'wait' and 'wait:sum' or 'run:sum', ms)
+  if ms ~= observed_ms then observed_ms, observed_field = ms, name .. ':' .. bucket_of(ms) end
+  count(q, observed_field, 1)
+  count(q, name .. ':sum', ms)
 end
 
 -- A history's last step: its code, its number, its time. Times have thirteen digits until the year 2286.
@@ -98,11 +94,11 @@ local function to_ticket(t)
 end
 
 -- The one place where a state changes: gives the job's new history and the step, counts the move, notes the event.
--- `number` may be nil: the next one after the last in the history.
+-- `number` may be nil: the next one after the last in the history. A text is cheaper than a number here.
 local function move(id, q, history, code, number)
-  if not number then number = history == '' and 1 or number_of(history) + 1 end
-  local step = number .. code .. NOW_TEXT
-  append(events, id, step)
+  local step = (number or number_of(history) + 1) .. code .. NOW_TEXT
+  local n = #events
+  events[n + 1], events[n + 2] = id, step
   count(q, COUNTERS[code], 1)
   if history == '' then return step, step end
   return history .. ' ' .. step, step
@@ -118,13 +114,7 @@ end
 
 -- Put a job at the end of its user's stream; returns the entry's id.
 local function enqueue(q, id, lane, user)
-  local stream = stream_of(q, lane, user)
-  local entry = redis.call('XADD', stream, 'NOMKSTREAM', '*', 'j', id)
-  if not entry then
-    redis.call('XGROUP', 'CREATE', stream, 'workers', '0', 'MKSTREAM')
-    entry = redis.call('XADD', stream, '*', 'j', id)
-  end
-  return entry
+  return redis.call('XADD', stream_of(q, lane, user), '*', 'j', id)
 end
 
 -- Note that a job of this user became ready; `finish` gives the user a place and rings the bell.
@@ -139,18 +129,16 @@ local function ring(q)
   if redis.call('EXISTS', q .. 'bell') == 0 then redis.call('RPUSH', q .. 'bell', '1') end
 end
 
--- A user without work leaves nothing behind.
-local function drop_if_empty(q, lane, user, stream)
+-- Take a waiting job out of its line. A user without waiting work leaves nothing behind.
+local function leave_line(q, id, lane, user, entry)
+  redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, -1)
+  if redis.call('LREM', q .. lane .. ':returned', 1, id) == 1 then return end
+  local stream = stream_of(q, lane, user)
+  redis.call('XDEL', stream, entry)
   if redis.call('XLEN', stream) == 0 then
     redis.call('DEL', stream)
     redis.call('ZREM', q .. lane .. ':users', user)
   end
-end
-
-local function remove_entry(q, lane, user, entry)
-  local stream = stream_of(q, lane, user)
-  redis.call('XDEL', stream, entry)
-  drop_if_empty(q, lane, user, stream)
 end
 
 -- What every terminal move does beside writing the state.
@@ -161,28 +149,24 @@ local function close(id, retention_ms)
 end
 
 -- Take a job out of wherever it stands and end it. Returns its state before, or false when there is no such job.
--- With `by_now` only if its time to live has ended.
-local function end_job(id, code, reason, message, retention_ms, by_now)
+-- With `by_now` only if its time to live has ended; `read`: its entry was taken from the stream already.
+local function end_job(id, code, reason, message, retention_ms, by_now, read)
   local key = P .. 'job:' .. id
   local job = redis.call('HMGET', key, 'ticket', 'history', 'worker')
   if not job[1] then return false end
   local ticket, history = of_ticket(job[1]), job[2]
   local before = code_of(history)
   if TERMINAL[before] or by_now and tonumber(ticket.expires) > NOW then return STATES[before] end
-  local q, lane, user = at(ticket.queue), ticket.lane, ticket.user
+  local q = at(ticket.queue)
   if before == 's' then
     redis.call('ZREM', P .. 'due', id)
+  elseif before == 'q' then
+    if not read then leave_line(q, id, ticket.lane, ticket.user, ticket.entry) end
   else
-    remove_entry(q, lane, user, ticket.entry)
-    if before == 'q' then
-      redis.call('LREM', q .. lane .. ':returned', 1, id)
-      redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, -1)
-    else
-      local held = id .. ':' .. string.match(history, '(%S+)$')
-      redis.call('ZREM', q .. 'leases', held)
-      redis.call('RPUSH', q .. 'control:' .. job[3], held)
-      redis.call('PEXPIRE', q .. 'control:' .. job[3], 60000)
-    end
+    local held = id .. ':' .. string.match(history, '(%S+)$')
+    redis.call('ZREM', q .. 'leases', held)
+    redis.call('RPUSH', q .. 'control:' .. job[3], held)
+    redis.call('PEXPIRE', q .. 'control:' .. job[3], 60000)
   end
   redis.call('HSET', key, 'history', (move(id, q, history, code, next_number(id, history))),
     'error', cjson.encode({code = reason, message = message}))

@@ -10,16 +10,8 @@ if not job[1] or code_of(job[2]) ~= 'q' then return {} end
 local ticket = of_ticket(job[1])
 local q, lane, me, entry = at(ticket.queue), ticket.lane, ticket.user, ticket.entry
 
-local function delivered(stream)
-  local groups = redis.pcall('XINFO', 'GROUPS', stream)
-  if groups.err or not groups[1] then return '0-0' end
-  for i = 1, #groups[1], 2 do
-    if groups[1][i] == 'last-delivered-id' then return groups[1][i + 1] end
-  end
-end
-
 local function waiting(stream, last, limit)
-  return #redis.call('XRANGE', stream, '(' .. delivered(stream), last, 'COUNT', limit)
+  return #redis.call('XRANGE', stream, '-', last, 'COUNT', limit)
 end
 
 local function higher()

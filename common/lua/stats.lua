@@ -10,15 +10,7 @@ local out = {}
 local function oldest(q, lane)
   local found
   for _, user in ipairs(redis.call('ZRANGE', q .. lane .. ':users', 0, 63)) do
-    local stream = stream_of(q, lane, user)
-    local groups = redis.pcall('XINFO', 'GROUPS', stream)
-    local last = '0-0'
-    if not groups.err and groups[1] then
-      for i = 1, #groups[1], 2 do
-        if groups[1][i] == 'last-delivered-id' then last = groups[1][i + 1] end
-      end
-    end
-    local entry = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
+    local entry = redis.call('XRANGE', stream_of(q, lane, user), '-', '+', 'COUNT', 1)[1]
     if entry then found = math.min(found or NOW, tonumber(string.match(entry[1], '^%d+'))) end
   end
   return found

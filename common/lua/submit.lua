@@ -57,7 +57,7 @@ local function accept(i)
   depth.n = depth.n + 1
 
   local q, code = at(queue), due > NOW and 's' or 'q'
-  local step = move(id, q, '', code, 1)
+  local step = move(id, q, '', code, '1')
   local record, entry = {}, '-'
   if code == 's' then
     append(record, 'due', due)

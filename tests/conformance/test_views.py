@@ -97,12 +97,6 @@ async def test_higher_lanes_stand_before_lower_ones(world: World) -> None:
     assert waiting_for == "jobs of a higher priority (5) and 0 before it in its lane"
 
 
-async def test_a_position_survives_a_lost_group(world: World) -> None:
-    ids = await world.submit_many(2)
-    await world.redis.xgroup_destroy(world.stream(), "workers")
-    assert (await position(world, ids[1]))[0] == 2
-
-
 async def test_beyond_many_users_a_position_is_an_estimate(world: World) -> None:
     for i in range(300):
         await world.submit(user=f"user-{i:03}")

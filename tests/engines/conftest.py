@@ -84,7 +84,7 @@ class Worker:
         """Run one generation job."""
         raw = msgspec.json.encode(Work(asked, {"temperature": 0, **params}))
         alias, lease = self.engine.model.alias, f"{name}:2p"
-        job = ClaimedJob(name, lease, claims, 0, 0, "0-1", "normal", "ann", 60.0, raw, "generation", alias)
+        job = ClaimedJob(name, lease, claims, 0, 0, "normal", "ann", 60.0, raw, "generation", alias)
         return await generation(self.context, job)
 
     @property

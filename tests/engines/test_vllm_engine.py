@@ -162,7 +162,7 @@ async def test_what_vllm_refuses_fails_the_job_for_good(
 
     from workers.generation import generation
 
-    job = Unencoded("job", "job:2p", 1, 0, 0, "0-1", "normal", "ann", 60.0, b"", "generation", "tiny")
+    job = Unencoded("job", "job:2p", 1, 0, 0, "normal", "ann", 60.0, b"", "generation", "tiny")
     with pytest.raises(JobFailed) as caught:
         await generation(worker.context, job)
     assert (caught.value.code, caught.value.retryable) == (code, False)

@@ -385,12 +385,12 @@ class QueueMachine(RuleBasedStateMachine):
         live = [job for job in waiting + running + scheduled if job.own_life or job.outlived]
         assert set(plain.zrange(f"{prefix}expiry", 0, -1)) == {job.id for job in live}  # type: ignore[arg-type]
         assert set(plain.zrange(f"{prefix}parked", 0, -1)) == {job.id for job in self.jobs.values() if job.parked}  # type: ignore[arg-type]
-        self.check_streams(waiting, running)
+        self.check_streams(waiting)
         counts: Any = plain.hgetall(f"{q}counts")
         assert {name[6:]: int(n) for name, n in counts.items() if name.startswith("state:")} == self.moves
 
-    def check_streams(self, waiting: list[Job], running: list[Job]) -> None:
-        """Each waiting or running job has one entry; users stand in a lane only while they have entries."""
+    def check_streams(self, waiting: list[Job]) -> None:
+        """Each waiting job stands in its user's stream or among those given back; users only while they have entries."""
         plain, q = self.plain, self.world.q
         streams: Any = plain.keys(f"{q}*:u:*")
         entries: list[tuple[str, str]] = []
@@ -398,15 +398,15 @@ class QueueMachine(RuleBasedStateMachine):
             found: Any = plain.xrange(stream)
             assert found
             entries += [(stream, fields["j"]) for _, fields in found]
-        assert sorted(entries) == sorted((self.world.stream(job.user, job.lane), job.id) for job in waiting + running)
         for lane in LANES:
             returned: Any = plain.lrange(f"{q}{lane}:returned", 0, -1)
+            mine = [job for job in waiting if job.lane == lane]
+            lines = sorted((self.world.stream(job.user, lane), job.id) for job in mine if job.id not in returned)
+            assert sorted(entry for entry in entries if f":{lane}:u:" in entry[0]) == lines
             assert len(set(returned)) == len(returned)
-            assert set(returned) <= {job.id for job in waiting}
+            assert set(returned) <= {job.id for job in mine}
             standing: Any = plain.zrange(f"{q}{lane}:users", 0, -1)
-            assert {self.world.stream(user, lane) for user in standing} <= set(streams)
-            new = {job.user for job in waiting if job.lane == lane and job.id not in returned}
-            assert new <= set(standing)
+            assert {self.world.stream(user, lane) for user in standing} == {stream for stream, _ in lines}
 
 
 async def connected(made: Settings) -> Any:

@@ -21,7 +21,7 @@ def fake_model(**options: Any) -> Model:
 
 def claimed(*texts: str, **params: Any) -> ClaimedJob:
     raw = msgspec.json.encode(Work({"texts": list(texts)}, params))
-    return ClaimedJob("job_00x", "job_00x:2p", 1, 0, 0, "0-1", "normal", "ann", 60.0, raw, "embedding", "fake")
+    return ClaimedJob("job_00x", "job_00x:2p", 1, 0, 0, "normal", "ann", 60.0, raw, "embedding", "fake")
 
 
 async def context(model: Model | None = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def fake_model(**options: Any) -> Model:
 
 def claimed(claims: int = 1, prompt: str = "one two three", **params: Any) -> ClaimedJob:
     raw = msgspec.json.encode(Work({"prompt": prompt}, params))
-    return ClaimedJob("job_00x", "job_00x:2p", claims, 0, 0, "0-1", "normal", "ann", 60.0, raw, "generation", "fake")
+    return ClaimedJob("job_00x", "job_00x:2p", claims, 0, 0, "normal", "ann", 60.0, raw, "generation", "fake")
 
 
 class Bench:

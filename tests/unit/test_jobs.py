@@ -11,7 +11,7 @@ from common.states import State
 
 def claimed(raw: bytes) -> ClaimedJob:
     """A claimed job with this work."""
-    return ClaimedJob("job_x", "job_x:2p", 2, 1, 5, "1-0", "low", "ada", 600.0, raw, "generation", "demo")
+    return ClaimedJob("job_x", "job_x:2p", 2, 1, 5, "low", "ada", 600.0, raw, "generation", "demo")
 
 
 def test_a_spec_names_its_queue() -> None:
