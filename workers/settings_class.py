@@ -9,6 +9,7 @@ from urllib.parse import quote
 from arq.connections import RedisSettings
 from arq.worker import Worker as ArqWorker
 
+from common.address import SENTINEL
 from common.settings import Settings, load_settings
 
 
@@ -26,7 +27,13 @@ def effective_settings(settings: Settings | None, arq_settings: dict[str, Any]) 
     given: RedisSettings | None = arq_settings.pop("redis_settings", None)
     if given is None:
         return settings
+    return settings.model_copy(update={"redis_url": _url(given)})
+
+
+def _url(given: RedisSettings) -> str:
     credentials = f"{quote(given.username or '', '')}:{quote(given.password, '')}@" if given.password else ""
+    if given.sentinel and not isinstance(given.host, str):
+        nodes = ",".join(f"{host}:{port}" for host, port in given.host)
+        return f"{SENTINEL}://{credentials}{nodes}/{quote(given.sentinel_master, '')}/{given.database}"
     scheme = "rediss" if given.ssl else "redis"
-    url = f"{scheme}://{credentials}{given.host}:{given.port}/{given.database}"
-    return settings.model_copy(update={"redis_url": url})
+    return f"{scheme}://{credentials}{given.host}:{given.port}/{given.database}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -211,9 +212,11 @@ async def test_no_job_is_lost_or_run_twice_while_its_slot_moves_to_another_node(
     slot = slot_of(place, "m3")
     source = nodes.owner(slot)
     target = (source + 1) % len(nodes.nodes)
+    moving_at = time.monotonic()
     await move(nodes, slot, source, target)
     before = len(accepted)
     await until(lambda: len(accepted) >= before + 20, "submits are accepted by the new node")
+    print(f"{refused} submits refused, slot moved and in use after {time.monotonic() - moving_at:.2f} s")
     stop.set()
     await submitting
     records = await place.ends(accepted)
@@ -334,9 +337,11 @@ async def test_a_replica_that_takes_over_from_a_killed_master_is_found(
     waiting = await place.submit(model=model, delay_s=4)
     await until(nodes.replica_level, "the replica has all")
     nodes.nodes[0].kill9()
+    killed_at = time.monotonic()
     with pytest.raises(StoreUnavailable):
         await place.submit(model=model)
     after = await accepted(place, model)
+    print(f"accepted by the replica after {time.monotonic() - killed_at:.2f} s")
     assert {record.status for record in await place.ends([waiting, after])} == {State.COMPLETED}
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import redis.asyncio as redis
+from arq.connections import RedisSettings
 
 from common import connections
 from common.cluster import Cluster
 from common.settings import Settings
+from workers.settings_class import effective_settings
 
 
 @pytest.fixture
@@ -70,3 +72,9 @@ async def test_a_cluster_and_sentinels_are_reached_by_the_same_packed_connection
     assert (node.host, node.db, made.db) == ("one", 0, 2)
     await cluster.aclose()
     await master.aclose()
+
+
+def test_the_sentinels_of_arqs_settings_are_kept() -> None:
+    given = RedisSettings(host=[("one", 1), ("two", 2)], sentinel=True, sentinel_master="m", database=3, password="p/w")
+    url = effective_settings(Settings(), {"redis_settings": given}).redis_url
+    assert url == "redis-sentinel://:p%2Fw@one:1,two:2/m/3"
