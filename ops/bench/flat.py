@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `flat`."""
     parser.add_argument("--waiting", default="1000,10000,100000,1000000", help="jobs waiting, of one user")
     parser.add_argument("--users", default="10,1000,10000", help=f"users with jobs, {WAITING_OF_USERS:,} jobs in all")
-    parser.add_argument("--rounds", type=int, default=25, help="turns of each")
+    parser.add_argument("--rounds", type=int, default=40, help="turns of each")
     parser.add_argument("--through", type=int, default=100_000, help="jobs run through, for what is left; 0: none")
 
 

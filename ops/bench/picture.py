@@ -27,7 +27,7 @@ NAMES = {
     "ours": "Jarvis",
     "limit-tasks": "a bare loop, no queue",
     "bullmq": "BullMQ (Node)",
-    "arq-tuned": "arq",
+    "arq-tuned": "arq (tuned)",
     "saq": "SAQ",
     "streaq-uvloop": "streaQ",
     "dramatiq": "Dramatiq",
@@ -194,7 +194,9 @@ def _footer(found: Mapping[str, Mapping[str, Any]]) -> str:
     machine = found["queue"]["machine"]
     day = machine["date"].split()[0]
     where = f"{machine['cores']} cores, {machine['cpu']}, Redis {machine['redis_server']}, append-only file everysec"
-    return f"{where}, {day}; medians of interleaved rounds"
+    marks = "Medians of interleaved rounds; thick: the middle half, thin: 98 % of all"
+    marks += "; band: 80 % of the rounds" if "flat" in found else ""
+    return f"{marks}.\n{where}, {day}."
 
 
 def _text(figure: Figure) -> str:

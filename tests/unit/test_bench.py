@@ -411,6 +411,7 @@ def test_submit_is_compared_with_the_bare_routes_of_the_same_round() -> None:
         "submit_vs_bare": pytest.approx(0.85),
         "submit_vs_bare_json": None,
         "submit_many_jobs_s": 21_000.0,
+        "submit_many_3_jobs_s": None,
         "submit_list_jobs_s": None,
     }
 
