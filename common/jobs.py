@@ -177,7 +177,6 @@ class Ticket(msgspec.Struct, frozen=True):
     """What the queue itself knows of a job, one field of its record (`common/lua/job.lua`)."""
 
     expires_ms: int
-    entry: str
     attempts: int
     deaths: int
     timeout_ms: int
@@ -189,11 +188,12 @@ class Ticket(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> Ticket:
         """Read one."""
-        expires, entry, attempts, deaths, timeout, tries, lane, queue, user = text.split(" ", 8)
-        numbers = int(attempts), int(deaths), int(timeout), int(tries)
-        return cls(int(expires), entry, *numbers, lane, queue, user)  # type: ignore[arg-type]
+        expires, attempts, deaths, timeout, tries, lane, queue, user = text.split(" ", 7)
+        numbers = int(expires), int(attempts), int(deaths), int(timeout), int(tries)
+        return cls(*numbers, _LANE_OF[lane], queue, user)
 
 
+_LANE_OF: dict[str, Priority] = {lane[0]: lane for lane in LANES}
 _STEP = re.compile(r"(\d+)([a-z])(\d+)")
 _work = msgspec.json.Decoder(Work)
 encode = msgspec.json.encode

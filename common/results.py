@@ -221,24 +221,23 @@ class Results:
             if not entries:
                 return Page(records, None)
             scanned += len(entries)
-            wanted = [e for e in entries if _matches(e, user, kind, model)]
-            found = {r.id: r for r in await self.records([e[1] for e in wanted])}
-            for entry, job_id, _, _ in entries:
+            found = {r.id: r for r in await self.records([e[1] for e in entries if user in (None, e[2])])}
+            for entry, job_id, _ in entries:
                 cursor = entry
                 record = found.get(job_id)
-                if record and (status is None or record.status == status):
+                if record and _matches(record, status, kind, model):
                     records.append(record)
                     if len(records) == limit:
                         break
         return Page(records, cursor)
 
-    async def _index(self, before: str | None, count: int) -> list[tuple[str, str, str, str]]:
-        # (cursor, id, user, queue) of all shards, newest first; entry ids are times, so that shards merge by them.
+    async def _index(self, before: str | None, count: int) -> list[tuple[str, str, str]]:
+        # (cursor, id, user) of all shards, newest first; entry ids are times, so that shards merge by them.
         pipe = self.redis.pipeline(transaction=False)
         for shard, prefix in enumerate(self.keys.prefixes()):
             pipe.xrevrange(f"{prefix}index", max=_below(before, shard), count=count)
         rows = [
-            (_cursor(entry, shard), fields[b"i"].decode(), fields[b"u"].decode(), fields[b"q"].decode())
+            (_cursor(entry, shard), f"job_{shard:02x}{fields[b'j'].decode()}", fields[b"u"].decode())
             for shard, entries in enumerate(await self._call(pipe.execute()))
             for entry, fields in entries
         ]
@@ -405,9 +404,8 @@ def _ended(events: list[JobEvent]) -> bool:
     return bool(events) and events[-1].event == "state" and events[-1].data["status"] in TERMINAL
 
 
-def _matches(entry: tuple[str, str, str, str], user: str | None, kind: str | None, model: str | None) -> bool:
-    its_kind, _, its_model = entry[3].partition(":")
-    return (user or entry[2]) == entry[2] and (kind or its_kind) == its_kind and (model or its_model) == its_model
+def _matches(record: JobRecord, status: State | None, kind: str | None, model: str | None) -> bool:
+    return status in (None, record.status) and kind in (None, record.kind) and model in (None, record.model)
 
 
 def _stats(row: list[Any]) -> QueueStats:

@@ -25,7 +25,7 @@ end
 -- worker died with it, so before the death that would park it, it does.
 local function past_of(history, ticket)
   local _, deliveries = string.gsub(history, 'p', '')
-  local deaths = tonumber(string.match(ticket, '^%d+ %S+ %d+ (%d+)'))
+  local deaths = tonumber(string.match(ticket, '^%d+ %d+ (%d+)'))
   return deliveries, deaths > 0 and deaths >= MAX_DEATHS - 1 and 1 or 0
 end
 
@@ -115,7 +115,7 @@ local function take_users(lane, k)
       if user.n > 0 then
         local entries, more = read(lane, user.user, user.n)
         local ran = 0
-        for _, entry in ipairs(entries) do ran = ran + take(entry[2][2], entry[1], lane) end
+        for _, entry in ipairs(entries) do ran = ran + take(SHARD .. entry[2][2], entry[1], lane) end
         got = got + ran
         -- The clock is where the last served user stands now. Were it where he stood before, a user who leaves and
         -- comes back with one job at a time would always be first.

@@ -34,7 +34,6 @@ local function fail(id, code, history, step, number, body, delay_ms)
   local ticket = of_ticket(redis.call('HGET', JOB .. id, 'ticket'))
   ticket.attempts = ticket.attempts + 1
   if ticket.attempts >= tonumber(ticket.tries) then code = 'f' end
-  if code == 's' then ticket.entry = '-' end
   redis.call('HSET', JOB .. id, 'ticket', to_ticket(ticket), 'by', step)
   if code == 'f' then return stop(id, code, history, step, number, body, '') end
   local due = NOW + delay_ms

@@ -6,8 +6,10 @@
 -- Its last step says the state. A lease is `<id>:<step>`, the step that began the delivery: it holds for as long as
 -- that is the last one, so that the fence is one comparison, and two deliveries never have the same.
 -- A record's `ticket` is what the queue must know of a job, in one field because each field read costs as much as
--- the rest of the look: `<expires> <entry> <attempts> <deaths> <timeout> <tries> <lane> <queue> <user>`.
+-- the rest of the look: `<expires> <attempts> <deaths> <timeout> <tries> <first letter of the lane> <queue> <user>`.
+-- Entries of streams hold an id without its first six characters, which are the same for a whole shard.
 local P = KEYS[1]
+local SHARD = 'job_' .. string.match(P, '{(%x+)}')
 local clock = redis.call('TIME')
 local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local NOW_TEXT = string.format('%d', NOW)
@@ -20,6 +22,7 @@ for state, code in pairs(CODES) do
 end
 local TERMINAL = {c = true, i = true, f = true, x = true, e = true}
 local LANES = {'high', 'normal', 'low'}
+local LANE_OF = {h = 'high', n = 'normal', l = 'low'}
 local BUCKETS = {5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 1800000}
 
 local events, tally, readied = {}, {}, {}
@@ -83,14 +86,15 @@ end
 local function of_lease(held) return string.sub(held, 1, 28), string.sub(held, 30) end -- an id has 28 characters
 
 local function of_ticket(ticket)
-  local expires, entry, attempts, deaths, timeout, tries, lane, queue, user =
-    string.match(ticket, '^(%d+) (%S+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (.*)$')
-  return {expires = expires, entry = entry, attempts = attempts, deaths = deaths, timeout = timeout, tries = tries,
-    lane = lane, queue = queue, user = user}
+  local expires, attempts, deaths, timeout, tries, lane, queue, user =
+    string.match(ticket, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%l) (%S+) (.*)$')
+  return {expires = expires, attempts = attempts, deaths = deaths, timeout = timeout, tries = tries,
+    lane = LANE_OF[lane], queue = queue, user = user}
 end
 
 local function to_ticket(t)
-  return table.concat({t.expires, t.entry, t.attempts, t.deaths, t.timeout, t.tries, t.lane, t.queue, t.user}, ' ')
+  local lane = string.sub(t.lane, 1, 1)
+  return table.concat({t.expires, t.attempts, t.deaths, t.timeout, t.tries, lane, t.queue, t.user}, ' ')
 end
 
 -- The one place where a state changes: gives the job's new history and the step, counts the move, notes the event.
@@ -112,9 +116,24 @@ local function next_number(id, history)
   return number + 1
 end
 
--- Put a job at the end of its user's stream; returns the entry's id.
+local function short_of(id) return string.sub(id, 7) end
+
+-- Put a job at the end of its user's stream.
 local function enqueue(q, id, lane, user)
-  return redis.call('XADD', stream_of(q, lane, user), '*', 'j', id)
+  redis.call('XADD', stream_of(q, lane, user), '*', 'j', short_of(id))
+end
+
+-- A waiting job's entry. It is no older than the step that says since when the job waits, and seldom younger.
+local function entry_of(stream, id, history)
+  local short, start = short_of(id), string.sub(history, -13)
+  while true do
+    local entries = redis.call('XRANGE', stream, start, '+', 'COUNT', 200)
+    for _, entry in ipairs(entries) do
+      if entry[2][2] == short then return entry[1] end
+    end
+    if #entries < 200 then return nil end
+    start = '(' .. entries[200][1]
+  end
 end
 
 -- Note that a job of this user became ready; `finish` gives the user a place and rings the bell.
@@ -130,11 +149,12 @@ local function ring(q)
 end
 
 -- Take a waiting job out of its line. A user without waiting work leaves nothing behind.
-local function leave_line(q, id, lane, user, entry)
+local function leave_line(q, id, lane, user, history)
   redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, -1)
   if redis.call('LREM', q .. lane .. ':returned', 1, id) == 1 then return end
   local stream = stream_of(q, lane, user)
-  redis.call('XDEL', stream, entry)
+  local entry = entry_of(stream, id, history)
+  if entry then redis.call('XDEL', stream, entry) end
   if redis.call('XLEN', stream) == 0 then
     redis.call('DEL', stream)
     redis.call('ZREM', q .. lane .. ':users', user)
@@ -161,7 +181,7 @@ local function end_job(id, code, reason, message, retention_ms, by_now, read)
   if before == 's' then
     redis.call('ZREM', P .. 'due', id)
   elseif before == 'q' then
-    if not read then leave_line(q, id, ticket.lane, ticket.user, ticket.entry) end
+    if not read then leave_line(q, id, ticket.lane, ticket.user, history) end
   else
     local held = id .. ':' .. string.match(history, '(%S+)$')
     redis.call('ZREM', q .. 'leases', held)

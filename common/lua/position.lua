@@ -8,10 +8,18 @@
 local job = redis.call('HMGET', P .. 'job:' .. ARGV[1], 'ticket', 'history')
 if not job[1] or code_of(job[2]) ~= 'q' then return {} end
 local ticket = of_ticket(job[1])
-local q, lane, me, entry = at(ticket.queue), ticket.lane, ticket.user, ticket.entry
+local q, lane, me, short = at(ticket.queue), ticket.lane, ticket.user, short_of(ARGV[1])
 
-local function waiting(stream, last, limit)
-  return #redis.call('XRANGE', stream, '-', last, 'COUNT', limit)
+local function waiting(stream, limit)
+  return redis.call('XRANGE', stream, '-', '+', 'COUNT', limit)
+end
+
+local function own_before()
+  local entries = waiting(stream_of(q, lane, me), 1001)
+  for i, entry in ipairs(entries) do
+    if entry[2][2] == short then return i - 1 end
+  end
+  return #entries
 end
 
 local function higher()
@@ -28,13 +36,13 @@ if returned then
   others = returned
 else
   others = redis.call('LLEN', q .. lane .. ':returned')
-  own = waiting(stream_of(q, lane, me), '(' .. entry, 1001)
+  own = own_before()
   local mine = tonumber(redis.call('ZSCORE', q .. lane .. ':users', me) or 0)
   local users = redis.call('ZRANGE', q .. lane .. ':users', 0, 255, 'WITHSCORES')
   for i = 1, #users, 2 do
     if users[i] ~= me then
       local before = math.ceil(mine + own - users[i + 1])
-      if before > 0 then others = others + waiting(stream_of(q, lane, users[i]), '+', math.min(before, 1000)) end
+      if before > 0 then others = others + #waiting(stream_of(q, lane, users[i]), math.min(before, 1000)) end
     end
   end
   local all = redis.call('ZCARD', q .. lane .. ':users')

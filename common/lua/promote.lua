@@ -12,8 +12,8 @@ for _, id in ipairs(ids) do
   if job[1] and code_of(job[2]) == 's' then
     local ticket = of_ticket(job[1])
     local q = at(ticket.queue)
-    ticket.entry = enqueue(q, id, ticket.lane, ticket.user)
-    redis.call('HSET', key, 'ticket', to_ticket(ticket), 'history', (move(id, q, job[2], 'q')))
+    enqueue(q, id, ticket.lane, ticket.user)
+    redis.call('HSET', key, 'history', (move(id, q, job[2], 'q')))
     ready(q, ticket.lane, ticket.user)
   end
   redis.call('ZREM', P .. 'due', id)

@@ -58,22 +58,23 @@ local function accept(i)
 
   local q, code = at(queue), due > NOW and 's' or 'q'
   local step = move(id, q, '', code, '1')
-  local record, entry = {}, '-'
+  local record = {}
   if code == 's' then
     append(record, 'due', due)
     schedule(id, due)
   else
-    entry = enqueue(q, id, lane, user)
+    enqueue(q, id, lane, user)
     ready(q, lane, user)
   end
   local expires = string.format('%d', NOW + ARGV[i + 5])
-  append(record, 'ticket', table.concat({expires, entry, 0, 0, ARGV[i + 6], ARGV[i + 7], lane, queue, user}, ' '))
+  append(record, 'ticket', to_ticket({expires = expires, attempts = 0, deaths = 0, timeout = ARGV[i + 6],
+    tries = ARGV[i + 7], lane = lane, queue = queue, user = user}))
   append(record, 'history', step)
   append(record, 'work', ARGV[i + 8])
   if ARGV[i + 9] ~= '' then append(record, 'metadata', ARGV[i + 9]) end
   if ARGV[i + 10] ~= '' then append(record, 'retry_of', ARGV[i + 10]) end
   redis.call('HSET', P .. 'job:' .. id, unpack(record))
-  redis.call('XADD', P .. 'index', '*', 'i', id, 'u', user, 'q', queue)
+  redis.call('XADD', P .. 'index', '*', 'j', short_of(id), 'u', user)
   if digest ~= '' then redis.call('SET', P .. 'idem:' .. digest, id .. ' ' .. fingerprint, 'PX', IDEMPOTENCY_MS) end
   if ARGV[i + 5] ~= ordinary_ttl() then append(expiry, expires, id) end
   return {'new', id, step, depth.n - 1}

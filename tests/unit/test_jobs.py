@@ -32,7 +32,7 @@ def test_a_claimed_job_says_what_was_asked() -> None:
 
 
 def test_a_ticket_reads_back_with_spaces_in_the_users_name() -> None:
-    ticket = Ticket.parse("1795408002765 1795408002765-0 1 2 600000 3 low generation:demo Ada of London")
+    ticket = Ticket.parse("1795408002765 1 2 600000 3 l generation:demo Ada of London")
     assert (ticket.lane, ticket.queue, ticket.user) == ("low", "generation:demo", "Ada of London")
     assert (ticket.expires_ms, ticket.attempts, ticket.deaths, ticket.tries) == (1795408002765, 1, 2, 3)
 
