@@ -79,7 +79,7 @@ def draw(documents: Sequence[Mapping[str, Any]]) -> str:
         raise BenchFailed("there is no result of `queue` among the files")
     with mpl.rc_context(STYLE):
         wide = "flat" in found
-        figure = Figure(figsize=(11.6 if wide else 8.2, 3.9), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.05))
+        figure = Figure(figsize=(10.4 if wide else 7.4, 3.8), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.05))
         axes = figure.subplots(1, 3 if wide else 2, width_ratios=(1.15, 1, 0.95) if wide else (1.15, 1))
         rows = rows_of(found["queue"])
         _throughput(axes[0], rows)
@@ -132,7 +132,7 @@ def _latency(axes: Axes, rows: Sequence[Row]) -> None:
         axes.text(high * 1.15, place, f"{middle:.1f}", va="center", fontweight=weight)
     _milliseconds(axes, [value for row in rows for value in row.spread])
     _rows(axes, rows, named=False)
-    _titled(axes, "Idle latency", "ms from submit to result; dot: median")
+    _titled(axes, "Idle latency", "submit to result, ms; dot: median")
 
 
 def _milliseconds(axes: Axes, values: Sequence[float]) -> None:
@@ -164,7 +164,7 @@ def _flat(axes: Axes, document: Mapping[str, Any]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("jobs waiting")
-    _titled(axes, "Cost against backlog", "Redis CPU µs to claim and commit a job")
+    _titled(axes, "Cost against backlog", "Redis µs a job, claim + commit")
 
 
 def _short(count: int) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from ops.bench import (
     flat,
     generation,
     harness,
+    hotspots,
     loads,
     picture,
     queues,
@@ -397,6 +399,40 @@ def test_a_redis_for_measuring_is_gone_with_its_data_afterwards() -> None:
 def test_what_does_not_come_true_in_time_is_a_failure() -> None:
     with pytest.raises(BenchFailed, match="never"):
         until(lambda: False, 0.05, "never")
+
+
+# --- where the time goes
+
+
+def test_what_scripts_call_is_taken_from_their_own_time() -> None:
+    stats = {"evalsha": (3, 900.0), "hset": (10, 200.0), "zadd": (10, 100.0), "blpop": (1, 50.0), "hget": (9, 90.0)}
+    rows = {f"cmdstat_{name}": {"calls": calls, "usec": usec} for name, (calls, usec) in stats.items()}
+    server: Any = SimpleNamespace(client=SimpleNamespace(info=lambda section: rows))
+    found = hotspots.commands(server, jobs=10)
+    assert list(found) == ["scripts, whole (evalsha)", "scripts themselves (Lua)", "hset", "zadd", "blpop"]
+    assert found["scripts themselves (Lua)"] == {"us_job": 60.0, "calls_job": 0.3}
+
+
+def test_the_function_that_runs_is_counted_once_for_itself_and_once_for_each_that_waits_for_it(tmp_path: Path) -> None:
+    def outer() -> FrameType | None:
+        return inner()
+
+    def inner() -> FrameType | None:
+        return sys._getframe()
+
+    samples = hotspots.Samples()
+    samples._look(0, outer())
+    samples.write(tmp_path / "samples.json")
+    rows = json.loads((tmp_path / "samples.json").read_text())
+    assert [name.split(".")[-1] for name in rows] == ["inner"]
+    assert any(name.endswith("outer") for name in samples.inside)
+    assert next(iter(rows))[: len("tests/unit/test_bench.py:")] == "tests/unit/test_bench.py:"
+
+
+def test_a_line_of_perf_tells_share_library_and_function() -> None:
+    line = hotspots.PERF_LINE.match("    26.30%  libpython3.11.so.1.0  [.] _PyEval_EvalFrameDefault  ")
+    assert line is not None
+    assert (line[1], hotspots._library(line[2]), line[4]) == ("26.30", "libpython3.11", "_PyEval_EvalFrameDefault")
 
 
 # --- submit, flatness, faults
