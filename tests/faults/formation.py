@@ -214,6 +214,17 @@ class Formation:
 
         await until(answers, f"the web process serves\n{self.logs()}", step_s=0.05)
 
+    async def kill_redis(self) -> None:
+        """SIGKILL redis-server while it has written what it acknowledged."""
+        # With appendfsync everysec it answers before it writes while its fsync is under way (a few milliseconds a
+        # second, more on a slow disk): what is acknowledged then dies with it. That is not what is tested.
+        while True:
+            about = await self.queue.redis.info("persistence")
+            if not about["aof_pending_bio_fsync"] and not about["aof_buffer_length"]:
+                break
+            await asyncio.sleep(0.002)
+        self.redis.kill9()
+
     def logs(self) -> str:
         """The end of every process' log, for the message of a failing wait."""
         return "\n".join(f"--- {path.name}\n{path.read_text()[-600:]}" for path in self.folder.glob("*.log"))

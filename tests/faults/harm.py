@@ -69,19 +69,9 @@ class Harm:
 
     async def kill_redis(self) -> None:
         """SIGKILL and, after a while, a start with its append-only file."""
-        await self._written()
-        self.formation.redis.kill9()
+        await self.formation.kill_redis()
         await asyncio.sleep(self.chance.uniform(0.2, 3))
         await asyncio.to_thread(self.formation.redis.start)
-
-    async def _written(self) -> None:
-        # With appendfsync everysec Redis answers before it has written while its fsync is under way: what was
-        # acknowledged in those milliseconds dies with the process. That is the setting's limit, not what is tested.
-        while True:
-            about = await self.formation.queue.redis.info("persistence")
-            if not about["aof_pending_bio_fsync"] and not about["aof_buffer_length"]:
-                return
-            await asyncio.sleep(0.002)
 
     async def cut(self) -> None:
         """Break every connection of one process."""

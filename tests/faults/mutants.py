@@ -20,6 +20,14 @@ COPIED = ("common", "workers", "scheduler", "producer", "ops", "tests", "pyproje
 STOPPING = "tests/worker/test_stopping.py"
 ALIVE = "tests/faults/test_alive_or_not.py"
 ONCE = "tests/faults/test_once.py"
+NETWORK = "tests/faults/test_network.py"
+BOUNDS = "tests/faults/test_bounds.py"
+REDIS = "tests/faults/test_redis_killed.py"
+LOST = "tests/faults/test_lost_replies.py::test_replies_lost_at_random_leave_no_job_behind_and_double_nothing"
+RECOVERY = (
+    "tests/faults/test_killed_processes.py::"
+    "test_of_500_short_jobs_those_of_a_killed_worker_run_again_within_the_bound[tuned]"
+)
 
 
 class Mutant(NamedTuple):
@@ -36,15 +44,15 @@ MUTANTS = (
     Mutant(
         "commit without fence",
         "common/lua/commit.lua",
-        "if job[1] ~= 'in_progress' or job[2] ~= claims then",
-        "if not job[1] then",
+        "if not history or not is_last(history, step) then",
+        "if not history then",
         f"{STOPPING}::test_the_commit_of_a_stale_run_changes_nothing",
     ),
     Mutant(
         "emit without fence",
         "common/lua/emit.lua",
-        "mine[held] = job[1] == 'in_progress' and job[2] == claims",
-        "mine[held] = true",
+        "mine[held] = history and is_last(history, step) and id or false",
+        "mine[held] = history and id or false",
         "tests/worker/test_events.py::test_events_of_a_lost_lease_are_not_written_and_stop_the_run",
     ),
     Mutant(
@@ -92,8 +100,8 @@ MUTANTS = (
     Mutant(
         "rescue without counting deaths",
         "common/lua/rescue.lua",
-        "local deaths = (job[3] or 0) + 1",
-        "local deaths = 1",
+        "ticket.deaths = ticket.deaths + 1",
+        "ticket.deaths = 1",
         "tests/faults/test_poison.py::test_4_a_job_that_kills_its_worker_is_parked_after_three_deaths",
     ),
     Mutant(
@@ -126,7 +134,7 @@ MUTANTS = (
     ),
     Mutant(
         "redis-py's own way of writing",
-        "common/scripts.py",
+        "common/connections.py",
         "    async def send_packed_command(",
         "    async def another_name(",
         f"{STOPPING}::test_a_cancel_that_comes_as_a_write_ends_is_not_swallowed",
@@ -137,6 +145,105 @@ MUTANTS = (
         "while not self._draining.is_set():",
         "while not self._hurry.is_set():",
         f"{STOPPING}::test_a_drain_lets_short_jobs_finish_and_takes_no_more",
+    ),
+    Mutant(
+        "a delivery without a lease",
+        "common/lua/claim.lua",
+        "redis.call('ZADD', q .. 'leases', unpack(leases))",
+        "redis.call('ZADD', q .. 'leases', NOW + 600000, 'nobody')",
+        RECOVERY,
+    ),
+    Mutant(
+        "a submit acknowledged without Redis",
+        "common/queue.py",
+        "raise unavailable(first) from first",
+        "return [[b'new', id.encode(), b'1q%013d' % int(time.time() * 1000), 0] for id in args[::13]]",
+        f"{REDIS}::test_6_redis_killed_under_submits_loses_nothing_acknowledged",
+    ),
+    Mutant(
+        "a worker that gives up when Redis is away",
+        "workers/outbox.py",
+        "except (RedisError, OSError, StoreUnavailable) as error:",
+        "except StoreUnavailable as error:",
+        f"{REDIS}::test_6_redis_killed_under_submits_loses_nothing_acknowledged",
+    ),
+    Mutant(
+        "an entry without a record is run",
+        "common/lua/claim.lua",
+        "park('entry-' .. entry",
+        "tostring('entry-' .. entry",
+        f"{REDIS}::test_7_an_emptied_redis_and_damaged_parts_of_it_need_no_hand",
+    ),
+    Mutant(
+        "what is counted after a loss stays wrong",
+        "common/lua/claim.lua",
+        "append(writes, 'depth:' .. lane, 0)",
+        "local _ = lane",
+        f"{REDIS}::test_7_an_emptied_redis_and_damaged_parts_of_it_need_no_hand",
+    ),
+    Mutant(
+        "a cut worker that works on after its lease",
+        "workers/beat.py",
+        "self._tell(self._silent_too_long(held))",
+        "self._tell([])",
+        f"{NETWORK}::test_8_a_cut_worker_stops_its_work_at_the_end_of_the_lease",
+    ),
+    Mutant(
+        "calls of Redis that may hang for ever",
+        "common/connections.py",
+        '"socket_timeout": settings.redis_timeout_s,',
+        '"socket_timeout": 3600.0,',
+        f"{NETWORK}::test_8_a_cut_worker_loses_its_job_and_changes_nothing_after_the_cut[silent]",
+    ),
+    Mutant(
+        "a queue that takes one job too many",
+        "common/lua/submit.lua",
+        "if depth.n >= MAX_DEPTH then",
+        "if depth.n > MAX_DEPTH then",
+        f"{BOUNDS}::test_11_a_full_queue_takes_no_job_more_than_its_bound_and_says_so_at_once",
+    ),
+    Mutant(
+        "a commit that needs memory",
+        "common/lua/commit.lua",
+        "even_when_full()",
+        "",
+        f"{BOUNDS}::test_11_a_redis_without_memory_refuses_new_jobs_and_finishes_what_it_has",
+    ),
+    Mutant(
+        "records that are kept for ever",
+        "common/lua/commit.lua",
+        "redis.call('PEXPIRE', key, RETENTION_MS)",
+        "",
+        f"{BOUNDS}::test_11_after_many_jobs_and_their_retention_redis_is_as_it_was",
+    ),
+    Mutant(
+        "news that are kept for ever",
+        "common/lua/trim.lua",
+        "redis.call('XTRIM', P .. news, 'MINID', NOW - ARGV[3])",
+        "redis.call('EXISTS', P .. news)",
+        f"{BOUNDS}::test_11_after_many_jobs_and_their_retention_redis_is_as_it_was",
+    ),
+    Mutant(
+        "lost replies: claim without request number",
+        "common/lua/claim.lua",
+        "if kept and string.match(kept, '^%S+') == request then again(kept) else claim() end",
+        "claim()",
+        LOST,
+    ),
+    Mutant(
+        "lost replies: a submit sent again has other ids",
+        "common/queue.py",
+        "            replies = await self._again(prefix, head, args, error)",
+        "            args[::13] = [new_job_id(args[0][4:6]) for _ in specs]\n"
+        "            replies = await self._again(prefix, head, args, error)",
+        LOST,
+    ),
+    Mutant(
+        "lost replies: an event sent again is another event",
+        "common/lua/emit.lua",
+        "number .. '-0', 'e', event",
+        "number .. '-*', 'e', event",
+        LOST,
     ),
 )
 

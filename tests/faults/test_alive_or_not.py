@@ -118,7 +118,8 @@ async def test_a_beat_dies_with_its_worker_and_is_started_again_without(formatio
 
     async def lease_end() -> float:
         key = f"{formation.queue.keys.queue('work:test')}leases"
-        return float(await formation.queue.redis.zscore(key, f"{job}:1") or 0)
+        [(_, end)] = await formation.queue.redis.zrange(key, 0, -1, withscores=True)
+        return float(end)
 
     os.kill(beat, signal.SIGKILL)
     await until(lambda: gone(beat), "the beat is gone")
