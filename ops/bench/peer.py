@@ -21,7 +21,7 @@ if __name__ == "__main__":
 from common.jobs import JobSpec, decode  # noqa: E402
 from common.keys import Keys  # noqa: E402
 from common.queue import Queue  # noqa: E402
-from common.results import Results  # noqa: E402
+from common.results import Results, StoredResult  # noqa: E402
 from common.settings import Settings, load_settings  # noqa: E402
 from ops.bench.noop import QUEUE, payload  # noqa: E402
 
@@ -77,13 +77,11 @@ class Ours:
 
     async def wait(self, job_id: str) -> Any:
         """A job's result as soon as it is there, the way the API waits."""
-        await self.results.wait(job_id, WAIT_S)
-        return await self.result(job_id)
+        return _decoded(await self.results.finished(job_id, WAIT_S))
 
     async def result(self, job_id: str) -> Any:
         """A job's result, None while there is none."""
-        stored = await self.results.result(job_id)
-        return None if stored is None or stored.output is None else decode(stored.output)
+        return _decoded(await self.results.result(job_id))
 
     def worker(self, concurrency: int) -> None:
         """Become a worker; BENCH_WORKERS says how many there are to be."""
@@ -97,6 +95,10 @@ class Ours:
         return JobSpec(
             kind=QUEUE[0], model=QUEUE[1], input=payload(i), function=function, user=f"user-{i % self.users}"
         )
+
+
+def _decoded(stored: StoredResult | None) -> Any:
+    return None if stored is None or stored.output is None else decode(stored.output)
 
 
 def main() -> None:
