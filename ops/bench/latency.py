@@ -8,6 +8,7 @@ two schedulers with nothing to do, all their processes and their Redis.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import statistics
 import time
 from pathlib import Path
@@ -70,6 +71,7 @@ def _round(options: argparse.Namespace, number: int) -> dict[str, dict[str, Any]
         "queue": alone.latency(options.aof, options.scale),
         "http": web.latency(options.aof, options.scale),
         "50 ms jobs": full_slots(options),
+        "no queue: 10 loops that sleep": no_queue(options.jobs),
     }
     harness = find(options.peers_dir)
     if harness is not None:
@@ -83,7 +85,27 @@ def _round(options: argparse.Namespace, number: int) -> dict[str, dict[str, Any]
 def full_slots(options: argparse.Namespace) -> dict[str, Any]:
     """Jobs of 50 ms, all submitted first: the rate from the end of the first slotful to the end of the last job."""
     with crew(options.aof) as workers:
-        ends = sorted(uvloop.run(_ends(workers, options.jobs)))
+        return _rate(uvloop.run(_ends(workers, options.jobs)))
+
+
+def no_queue(count: int) -> dict[str, Any]:
+    """What the event loop leaves possible: as many loops as there are slots, each sleeping 50 ms again and again."""
+    ends: list[float] = []
+
+    async def slot() -> None:
+        for _ in range(count // SLOTS):
+            await asyncio.sleep(JOB_S)
+            ends.append(time.time())
+
+    async def slots() -> None:
+        await asyncio.gather(*(slot() for _ in range(SLOTS)))
+
+    uvloop.run(slots())
+    return _rate(ends)
+
+
+def _rate(times: list[float]) -> dict[str, Any]:
+    ends = sorted(times)
     jobs_s = (len(ends) - SLOTS) / (ends[-1] - ends[SLOTS - 1])
     return {"n": len(ends), "jobs_s": jobs_s, "percent": 100 * jobs_s * JOB_S / SLOTS}
 
@@ -131,6 +153,7 @@ def _ratios(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, float]:
         "http_p50_ms": median("http", "p50"),
         "http_p99_ms": median("http", "p99"),
         "jobs_s_of_200": median("50 ms jobs", "jobs_s"),
+        "no_queue_of_200": median("no queue: 10 loops that sleep", "jobs_s"),
     }
 
 
