@@ -10,9 +10,9 @@ import hashlib
 import random
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import redis.asyncio as redis
 from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -50,8 +50,7 @@ class Key(NamedTuple):
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How one run ended; `seq` is the number of the last event the worker wrote for the job."""
 
     job: ClaimedJob

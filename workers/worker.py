@@ -39,6 +39,9 @@ from workers.slots import SlotTable
 
 log = logging.getLogger("jarvis.worker")
 
+#: So many slots are filled by one claim.
+FEW_SLOTS = 16
+
 Reason = Literal["cancelled", "lost", "timeout", "shutdown"]
 
 
@@ -91,7 +94,8 @@ class Worker(ArqWorker):
         self._suspects: list[Run] = []
         self.stale = 0
         self._takes_job = {name: _takes_job(f.coroutine) for name, f in self.functions.items()}
-        self._chunk = max(1, self.max_jobs // 3)  # three batches in flight: Redis and Python overlap
+        # Three batches in flight, so that Redis and Python overlap; but not for few slots, that often end together.
+        self._chunk = max(self.max_jobs // 3, min(self.max_jobs, FEW_SLOTS))
         self._slot_free = asyncio.Event()
         self._draining = asyncio.Event()
         self._hurry = asyncio.Event()

@@ -12,7 +12,7 @@ local DEADLINE = string.format('%d', NOW + ARGV[5])
 local WEIGHTS = {high = 16, normal = 4, low = 1}
 local COST = 1 -- of a job, over WEIGHT of its user: both come with the tenants issue (design, section 5)
 local q = at(queue)
-local JOB = P .. 'job:'
+local JOB, ID = P .. 'job:', id_of('')
 local taken, leases, held, gone = {}, {}, {}, {}
 local budget = want + 1000 -- entries to look at: thousands of expired ones must not keep Redis busy in one call
 
@@ -115,7 +115,7 @@ local function take_users(lane, k)
       if user.n > 0 then
         local entries, more = read(lane, user.user, user.n)
         local ran = 0
-        for _, entry in ipairs(entries) do ran = ran + take(SHARD .. entry[2][2], entry[1], lane) end
+        for _, entry in ipairs(entries) do ran = ran + take(ID .. entry[2][2], entry[1], lane) end
         got = got + ran
         -- The clock is where the last served user stands now. Were it where he stood before, a user who leaves and
         -- comes back with one job at a time would always be first.

@@ -16,7 +16,7 @@ local function ordinary()
   if not life[1] then return end
   local start = life[2] and '(' .. life[2] or '-'
   local entries = redis.call('XRANGE', P .. 'index', start, NOW - life[1], 'COUNT', LIMIT)
-  for _, entry in ipairs(entries) do end_job(SHARD .. entry[2][2], 'e', 'expired', WHY, RETENTION_MS, true) end
+  for _, entry in ipairs(entries) do end_job(id_of(entry[2][2]), 'e', 'expired', WHY, RETENTION_MS, true) end
   if #entries > 0 then
     start = '(' .. entries[#entries][1]
     redis.call('HSET', P .. 'ordinary', 'walked', entries[#entries][1])

@@ -1,6 +1,7 @@
 -- job.lua: what the scripts share. Included at the top of each; not run by itself.
 -- KEYS[1] is always the shard's prefix; key names are those of common/keys.py.
 -- Time is Redis' own, in milliseconds: no client's clock decides anything.
+-- All of this runs anew with every call, so what few calls need stands inside the function that needs it.
 --
 -- A record's `history` is every state that the job has had: steps `<number><code><milliseconds>` with spaces between.
 -- Its last step says the state. A lease is `<id>:<step>`, the step that began the delivery: it holds for as long as
@@ -9,21 +10,13 @@
 -- the rest of the look: `<expires> <attempts> <deaths> <timeout> <tries> <first letter of the lane> <queue> <user>`.
 -- Entries of streams hold an id without its first six characters, which are the same for a whole shard.
 local P = KEYS[1]
-local SHARD = 'job_' .. string.match(P, '{(%x+)}')
 local clock = redis.call('TIME')
 local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local NOW_TEXT = string.format('%d', NOW)
-local CODES = {scheduled = 's', queued = 'q', in_progress = 'p', completed = 'c', incomplete = 'i', failed = 'f',
-  cancelled = 'x', expired = 'e'}
-local COUNTERS, STATES = {}, {}
-for state, code in pairs(CODES) do
-  COUNTERS[code] = 'state:' .. state
-  STATES[code] = state
-end
-local TERMINAL = {c = true, i = true, f = true, x = true, e = true}
+local STATES = {s = 'scheduled', q = 'queued', p = 'in_progress', c = 'completed', i = 'incomplete', f = 'failed',
+  x = 'cancelled', e = 'expired'}
+local TERMINAL = 'cifxe'
 local LANES = {'high', 'normal', 'low'}
-local LANE_OF = {h = 'high', n = 'normal', l = 'low'}
-local BUCKETS = {5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 1800000}
 
 local events, tally, readied = {}, {}, {}
 
@@ -54,12 +47,10 @@ end
 
 -- The first bucket that a duration fits into; the one after the last for those that fit into none.
 local function bucket_of(ms)
-  local low, high = 1, #BUCKETS + 1
-  while low < high do
-    local middle = math.floor((low + high) / 2)
-    if ms > BUCKETS[middle] then low = middle + 1 else high = middle end
-  end
-  return low
+  local BUCKETS = {5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 1800000}
+  local bucket = 1
+  while bucket <= #BUCKETS and ms > BUCKETS[bucket] do bucket = bucket + 1 end
+  return bucket
 end
 
 -- `name` is wait or run. Jobs of one call have often waited or run equally long.
@@ -86,10 +77,11 @@ end
 local function of_lease(held) return string.sub(held, 1, 28), string.sub(held, 30) end -- an id has 28 characters
 
 local function of_ticket(ticket)
+  local lanes = {h = 'high', n = 'normal', l = 'low'}
   local expires, attempts, deaths, timeout, tries, lane, queue, user =
     string.match(ticket, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%l) (%S+) (.*)$')
   return {expires = expires, attempts = attempts, deaths = deaths, timeout = timeout, tries = tries,
-    lane = LANE_OF[lane], queue = queue, user = user}
+    lane = lanes[lane], queue = queue, user = user}
 end
 
 local function to_ticket(t)
@@ -103,7 +95,7 @@ local function move(id, q, history, code, number)
   local step = (number or number_of(history) + 1) .. code .. NOW_TEXT
   local n = #events
   events[n + 1], events[n + 2] = id, step
-  count(q, COUNTERS[code], 1)
+  count(q, 'state:' .. STATES[code], 1)
   if history == '' then return step, step end
   return history .. ' ' .. step, step
 end
@@ -117,6 +109,7 @@ local function next_number(id, history)
 end
 
 local function short_of(id) return string.sub(id, 7) end
+local function id_of(short) return 'job_' .. string.match(P, '{(%x+)}') .. short end
 
 -- Put a job at the end of its user's stream.
 local function enqueue(q, id, lane, user)
@@ -176,7 +169,7 @@ local function end_job(id, code, reason, message, retention_ms, by_now, read)
   if not job[1] then return false end
   local ticket, history = of_ticket(job[1]), job[2]
   local before = code_of(history)
-  if TERMINAL[before] or by_now and tonumber(ticket.expires) > NOW then return STATES[before] end
+  if string.find(TERMINAL, before, 1, true) or by_now and tonumber(ticket.expires) > NOW then return STATES[before] end
   local q = at(ticket.queue)
   if before == 's' then
     redis.call('ZREM', P .. 'due', id)

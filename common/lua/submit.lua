@@ -12,8 +12,8 @@ local depths, answers, expiry = {}, {}, {}
 
 local function depth_of(queue)
   if not depths[queue] then
-    redis.call('SADD', P .. 'queues', queue)
     local meta = redis.call('HMGET', at(queue) .. 'meta', 'depth:high', 'depth:normal', 'depth:low', 'rate')
+    if not (meta[1] or meta[2] or meta[3]) then redis.call('SADD', P .. 'queues', queue) end
     -- Scheduled jobs of all the shard's queues count: they take the same memory, and will want the same place.
     local waiting = (meta[1] or 0) + (meta[2] or 0) + (meta[3] or 0) + redis.call('ZCARD', P .. 'due')
     depths[queue] = {n = waiting, rate = tonumber(meta[4] or 0)}
@@ -31,8 +31,11 @@ end
 local ttl
 local function ordinary_ttl()
   if not ttl then
-    redis.call('HSETNX', P .. 'ordinary', 'ttl_ms', ORDINARY_TTL_MS)
     ttl = redis.call('HGET', P .. 'ordinary', 'ttl_ms')
+    if not ttl then
+      redis.call('HSET', P .. 'ordinary', 'ttl_ms', ORDINARY_TTL_MS)
+      ttl = ORDINARY_TTL_MS
+    end
   end
   return ttl
 end

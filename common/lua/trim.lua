@@ -12,7 +12,7 @@ end
 local entries = redis.call('XRANGE', P .. 'index', ARGV[2], NOW - ARGV[3], 'COUNT', ARGV[1])
 local gone = {}
 for _, entry in ipairs(entries) do
-  if redis.call('EXISTS', P .. 'job:' .. SHARD .. entry[2][2]) == 0 then append(gone, entry[1]) end
+  if redis.call('EXISTS', P .. 'job:' .. id_of(entry[2][2])) == 0 then append(gone, entry[1]) end
 end
 if #gone > 0 then redis.call('XDEL', P .. 'index', unpack(gone)) end
 if redis.call('XLEN', P .. 'index') == 0 then redis.call('DEL', P .. 'ordinary') end -- the next submit says anew

@@ -59,11 +59,13 @@ def test_codes_are_single_letters_and_lead_back() -> None:
 
 
 def test_the_scripts_have_the_same_codes() -> None:
-    assert dict(re.findall(r"(\w+) = '(\w)'", lua_table("CODES"))) == {s.value: code for s, code in CODES.items()}
+    assert dict(re.findall(r"(\w) = '(\w+)'", lua_table("STATES"))) == {code: s.value for s, code in CODES.items()}
 
 
 def test_the_scripts_have_the_same_terminal_states() -> None:
-    assert set(re.findall(r"(\w+) = true", lua_table("TERMINAL"))) == {state.value for state in TERMINAL}
+    found = re.search(r"local TERMINAL = '(\w+)'", JOB_LUA)
+    assert found
+    assert set(found[1]) == {CODES[state] for state in TERMINAL}
 
 
 def test_the_scripts_have_the_same_buckets() -> None:

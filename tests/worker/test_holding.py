@@ -42,8 +42,8 @@ async def test_jobs_are_claimed_in_chunks_of_a_third_of_the_slots(place: Place) 
     gate = Gate()
     gate.open.set()
     wants: list[int] = []
-    jobs = await place.submit_many(30)
-    worker = place.make(gate.function, max_jobs=9, burst=True)
+    jobs = await place.submit_many(200)
+    worker = place.make(gate.function, max_jobs=60, burst=True)
     worker_main = asyncio.create_task(worker.async_run())
     await until(lambda: hasattr(worker, "queue"), "the worker has a queue")
     claim = worker.queue.claim
