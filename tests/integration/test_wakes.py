@@ -108,6 +108,21 @@ async def test_tokens_wake_their_followers(world: World, wakes: Wakes) -> None:
         await woken(wake)
 
 
+async def test_one_who_waits_for_the_end_hears_of_nothing_before(world: World, wakes: Wakes) -> None:
+    job_id = await world.submit()
+    async with wakes.listen(job_id) as follower:  # hears the same and more
+        with wakes.listen_for_end(job_id) as listener:
+            await follower.news(0, 0.2)  # the first look of the reader
+            listener._wake.clear()
+            job = await world.claim_one()
+            assert len(await follower.news(1, 5)) == 1
+            await world.emit(job, "a")
+            assert len(await follower.news(2, 5)) == 1
+            assert not listener._wake.is_set()
+            await world.complete(job)
+            await woken(listener)
+
+
 async def test_one_call_that_moves_many_jobs_wakes_all_of_them(world: World, wakes: Wakes) -> None:
     ids = await world.submit_many(3)
     async with wakes.listen(ids[0]) as first, wakes.listen(ids[2]) as last:
