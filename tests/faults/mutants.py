@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.faults.formation import DEADLINE_VARIABLE
+
 ROOT = Path(__file__).parents[2]
 COPIED = ("common", "workers", "scheduler", "producer", "ops", "tests", "pyproject.toml", "Procfile")
 STOPPING = "tests/worker/test_stopping.py"
@@ -281,7 +283,7 @@ def survives(tree: Path, mutant: Mutant) -> bool:
 
 def passes(tree: Path, tests: list[str], say: bool = False) -> bool:
     """Whether these tests pass in a tree."""
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", DEADLINE_VARIABLE: "30"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=100", *tests]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode and say:
