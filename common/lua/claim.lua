@@ -5,7 +5,6 @@
 -- atomic because a job must have its lease the moment it leaves the queue. The request number makes a retry after a
 --         lost reply return the same jobs; without it they would stand in progress with nobody to run them.
 -- include job.lua
-even_when_full()
 local queue, worker, request, want = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local RETENTION_MS, EVENTS_KEPT, MAX_DEATHS = ARGV[6], ARGV[7], tonumber(ARGV[8])
 local DEADLINE = string.format('%d', NOW + ARGV[5])
@@ -13,7 +12,7 @@ local WEIGHTS = {high = 16, normal = 4, low = 1}
 local COST = 1 -- of a job, over WEIGHT of its user: both come with the tenants issue (design, section 5)
 local q = at(queue)
 local JOB, ID = P .. 'job:', id_of('')
-local taken, leases, held, gone = {}, {}, {}, {}
+local taken, leases, held, gone, depth = {}, {}, {}, {}, {}
 local budget = want + 1000 -- entries to look at: thousands of expired ones must not keep Redis busy in one call
 
 local function answer(held_now, deliveries, suspect, ticket, work)
@@ -129,15 +128,13 @@ local function take_users(lane, k)
 end
 
 -- Up to k jobs of one lane: those given back first.
-local function take_lane(lane, k, writes)
+local function take_lane(lane, k, clocks)
   local got = take_returned(lane, k)
   local more, now_at = take_users(lane, k - got)
-  if now_at then append(writes, 'clock:' .. lane, now_at) end
-  got = got + more
-  local left = got + (gone[lane] or 0)
+  clocks[lane] = now_at or clocks[lane]
+  depth[lane] = depth[lane] - got - more - (gone[lane] or 0)
   gone[lane] = nil
-  if left > 0 then redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, -left) end
-  return got
+  return got + more
 end
 
 -- How many of n each lane may give: smooth weighted round robin over the lanes that have work, with what is left
@@ -169,37 +166,56 @@ local function rate_after(rate, before, got)
   return rate + weight * (got * 1000 / dt - rate)
 end
 
+-- The lanes that have work. Counters that a loss of Redis' data put wrong come right as soon as a lane is empty.
+local function lanes_with_work(meta, credit, writes)
+  local lanes = {}
+  for i, lane in ipairs(LANES) do
+    credit[lane], depth[lane] = tonumber(meta[i] or 0), tonumber(meta[i + 3] or 0)
+    if has_work(lane) then
+      append(lanes, lane)
+    elseif credit[lane] ~= 0 or depth[lane] ~= 0 then
+      credit[lane] = 0
+      append(writes, 'credit:' .. lane, 0)
+      append(writes, 'depth:' .. lane, 0)
+    end
+  end
+  return lanes
+end
+
 local function claim()
-  local meta = redis.call('HMGET', q .. 'meta', 'credit:high', 'credit:normal', 'credit:low', 'rate', 'claimed',
-    'depth:high', 'depth:normal', 'depth:low')
-  local credit, got = {high = tonumber(meta[1] or 0), normal = tonumber(meta[2] or 0), low = tonumber(meta[3] or 0)}, 0
-  local writes = {}
-  while got < want and budget > 0 do
-    local lanes = {}
-    for i, lane in ipairs(LANES) do
-      if has_work(lane) then
-        append(lanes, lane)
-      else
-        credit[lane] = 0
-        -- Counters that Redis' loss of data put wrong come right as soon as the lane is empty.
-        if got == 0 and (meta[5 + i] or '0') ~= '0' then append(writes, 'depth:' .. lane, 0) end
+  local meta = redis.call('HMGET', q .. 'meta', 'credit:high', 'credit:normal', 'credit:low', 'depth:high',
+    'depth:normal', 'depth:low', 'rate', 'claimed')
+  local credit, clocks, writes, got = {}, {}, {}, 0
+  local lanes = lanes_with_work(meta, credit, writes)
+  if #lanes == 0 and #writes == 0 then return end
+  even_when_full()
+  local found = lanes
+  while got < want and budget > 0 and #lanes > 0 do
+    local portion, more = portions(lanes, credit, want - got), {}
+    for _, lane in ipairs(lanes) do
+      local n = portion[lane] > 0 and take_lane(lane, portion[lane], clocks) or 0
+      got = got + n
+      if n == portion[lane] then
+        append(more, lane)
+      elseif budget > 0 then -- nothing is left in it
+        credit[lane], depth[lane] = 0, 0
       end
     end
-    if #lanes == 0 then break end
-    local portion = portions(lanes, credit, want - got)
-    for _, lane in ipairs(lanes) do
-      if portion[lane] > 0 then got = got + take_lane(lane, portion[lane], writes) end
-    end
+    lanes = more
+  end
+  for _, lane in ipairs(found) do
+    append(writes, 'credit:' .. lane, credit[lane])
+    append(writes, 'depth:' .. lane, depth[lane])
+    if clocks[lane] then append(writes, 'clock:' .. lane, clocks[lane]) end
   end
   if got > 0 then
-    append(writes, 'rate', rate_after(tonumber(meta[4] or 0), tonumber(meta[5] or NOW), got))
-    append(writes, 'claimed', NOW)
-    for _, lane in ipairs(LANES) do append(writes, 'credit:' .. lane, credit[lane]) end
+    append(writes, 'rate', rate_after(tonumber(meta[7] or 0), tonumber(meta[8] or NOW), got))
+    append(writes, 'claimed', NOW_TEXT)
     redis.call('ZADD', q .. 'leases', unpack(leases))
+    redis.call('SET', q .. 'claimed:' .. worker, request .. ' ' .. table.concat(held, ' '), 'PX', 600000)
   end
+  redis.call('HSET', q .. 'meta', unpack(writes))
   if got == want or budget <= 0 then ring(q) end -- the baton: perhaps there is more, for another worker
-  if #writes > 0 then redis.call('HSET', q .. 'meta', unpack(writes)) end
-  redis.call('SET', q .. 'claimed:' .. worker, request .. ' ' .. table.concat(held, ' '), 'PX', 600000)
 end
 
 -- The jobs of the claim whose reply was lost, as far as they are still this worker's.

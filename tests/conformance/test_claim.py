@@ -78,10 +78,13 @@ async def test_a_repeated_claim_leaves_out_what_is_not_the_workers_any_more(worl
     assert [job.id for job in await world.queue.claim(QUEUE, "worker-1", 4, 7)] == [jobs[3].id]
 
 
-async def test_an_empty_claim_repeated_stays_empty(world: World) -> None:
+async def test_an_empty_claim_repeated_brings_what_came_meanwhile_and_then_always_that(world: World) -> None:
     assert await world.queue.claim(QUEUE, "worker-1", 2, 7) == []
     await world.submit()
-    assert await world.queue.claim(QUEUE, "worker-1", 2, 7) == []
+    first = await world.queue.claim(QUEUE, "worker-1", 2, 7)
+    assert len(first) == 1
+    await world.submit()
+    assert await world.queue.claim(QUEUE, "worker-1", 2, 7) == first
     assert len(await world.queue.claim(QUEUE, "worker-1", 2, 8)) == 1
 
 
