@@ -60,18 +60,28 @@ class Edge:
     submitter: Submitter
     stopping: asyncio.Event
     heads: Heads = field(default_factory=Heads)
+    counting: set[str] = field(default_factory=set)  # queues in which a place is being counted
 
     async def accepted(self, spec: JobSpec, submitted: Submitted) -> JobRecord:
-        """The record of a job that has just been submitted, with its place unless the queue is deep."""
+        """The record of a job that has just been submitted, with its place unless the queue is deep or busy."""
         record = new_record(submitted, spec, self.settings)
         if record is None or submitted.ahead is None:
             return await self.results.record(submitted.id)
-        if submitted.ahead > DEEP:
-            return record
-        if submitted.ahead == 0 and (words := self.heads.words(spec.queue)):
+        words = self.heads.words(spec.queue)
+        if submitted.ahead == 0 and words:
             return msgspec.structs.replace(record, queue_position=1, waiting_for=words)
-        placed = await self.results.record(submitted.id)
-        self.heads.note(spec.queue, placed)
+        if submitted.ahead > DEEP or spec.queue in self.counting:
+            return record
+        return await self._counted(spec.queue, submitted.id)
+
+    async def _counted(self, queue: str, job_id: str) -> JobRecord:
+        # One at a time: counting costs more than submitting, and callers who come in crowds do not read their places.
+        self.counting.add(queue)
+        try:
+            placed = await self.results.record(job_id)
+        finally:
+            self.counting.discard(queue)
+        self.heads.note(queue, placed)
         return placed
 
     async def held(self, job_id: str, wait_s: float, request: Request, result: bool = True) -> StoredResult:

@@ -303,7 +303,7 @@ class JobOut(BaseModel):
     max_attempts: int
     claims: int = Field(description="How often a worker took it.")
     queue_position: int | None = Field(
-        description="Of a waiting job: 1 is next. Null in the answer to a submit of a list or to a deep queue."
+        description="Of a waiting job: 1 is next. Null in the answer to a submit of a list, or to a deep or busy queue."
     )
     waiting_for: str | None = Field(description="Of a waiting job: why it waits, in words.")
     error: ErrorOut | None

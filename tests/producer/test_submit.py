@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi import FastAPI
 
 from common.jobs import JobRecord
 from producer.schemas import JobOut
-from tests.producer.worker import PlayedWorker
+from tests.producer.worker import PlayedWorker, until
 
 GENERATION: dict[str, Any] = {"kind": "generation", "model": "echo", "input": {"prompt": "Say it."}}
 EMBEDDING: dict[str, Any] = {"kind": "embedding", "model": "vectors", "input": {"texts": ["one", "two"]}}
@@ -136,6 +137,30 @@ async def test_in_a_deep_queue_the_place_is_left_to_be_asked_for(client: httpx.A
     last = (await client.get(records[-1]["links"]["self"])).json()
     assert last["queue_position"] == 60
     assert last["waiting_for"]
+
+
+async def test_while_a_place_is_counted_others_do_not_wait_for_theirs(
+    client: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, asked = asyncio.Event(), 0
+    record = app.state.edge.results.record
+
+    async def slowly(job_id: str) -> JobRecord:
+        nonlocal asked
+        asked += 1
+        await counted.wait()
+        found: JobRecord = await record(job_id)
+        return found
+
+    monkeypatch.setattr(app.state.edge.results, "record", slowly)
+    first = asyncio.create_task(client.post("/v1/jobs", json=GENERATION))
+    await until(lambda: asked)
+    others = [(await client.post("/v1/jobs", json=GENERATION)).json() for _ in range(10)]
+    assert [(other["status"], other["queue_position"]) for other in others] == [("queued", None)] * 10
+    counted.set()
+    assert (await first).json()["queue_position"] == 1
+    assert asked == 1
+    assert (await client.post("/v1/jobs", json=GENERATION)).json()["queue_position"] == 12
 
 
 async def test_the_answer_is_the_record_as_anyone_reads_it(client: httpx.AsyncClient, worker: PlayedWorker) -> None:
