@@ -78,9 +78,9 @@ class Load:
         while self._tasks and time.monotonic() < ends:
             await asyncio.wait(self._tasks, timeout=ends - time.monotonic())
 
-    def fault(self, what: str, note: str) -> None:
+    def fault(self, what: str, note: str, times: int = 1) -> None:
         """Something does not hold."""
-        self.wrong[what] += 1
+        self.wrong[what] += times
         if len(self.notes) < 100:
             self.notes.append(f"{what}: {note}")
 

@@ -172,10 +172,10 @@ class Soak:
         for stats in await self.formation.results.queues():
             ends += sum(stats.counts.get(f"state:{state}", 0) for state in TERMINAL)
             left += stats.in_progress + sum(stats.depth.values())
-        if ends != len(self.load.jobs):
-            self.load.fault("doubled", f"{ends} ends of {len(self.load.jobs)} jobs")
+        if more := abs(ends - len(self.load.jobs)):
+            self.load.fault("doubled", f"{ends} ends of {len(self.load.jobs)} jobs", more)
         if left:
-            self.load.fault("lost", f"{left} jobs are left waiting or in progress")
+            self.load.fault("lost", f"{left} jobs are left waiting or in progress", left)
 
 
 def compare_ledger(ledger: Ledger, load: Load) -> int:
