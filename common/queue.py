@@ -264,32 +264,28 @@ class Queue:
 
     async def claim(self, queue: str, worker: str, count: int, request: int) -> list[ClaimedJob]:
         """Up to `count` jobs, each with a lease. The same `request` again returns the same jobs."""
+        flat = await scripts.run(self.redis, "claim", *self._claim(queue, worker, count, request))
+        return _claimed_jobs(flat, queue)
+
+    def _claim(self, queue: str, worker: str, count: int, request: int) -> tuple[Any, ...]:
         settings = self.settings
-        flat = await scripts.run(
-            self.redis,
-            "claim",
-            self.keys.of_queue(queue),
-            queue,
-            worker,
-            request,
-            count,
-            int(settings.lease_s * 1000),
-            self._retention_ms,
-            settings.events_kept,
-            settings.max_deaths,
-        )
-        kind, _, model = queue.partition(":")
-        return [_claimed(flat[i : i + 5], kind, model) for i in range(0, len(flat), 5)]
+        times = int(settings.lease_s * 1000), self._retention_ms
+        limits = settings.events_kept, settings.max_deaths
+        return self.keys.of_queue(queue), queue, worker, request, count, *times, *limits
 
     async def commit(self, queue: str, outcomes: Sequence[Outcome]) -> list[Answer]:
         """Store how runs ended, each only if its lease still holds. Safe to repeat."""
-        args: list[Any] = []
-        for one in outcomes:
-            extra = one.delay_ms if one.kind == "retry" else one.usage
-            args += (one.job.lease, one.kind, one.seq + 1, one.body, extra)
-        prefix, kept = self.keys.of_queue(queue), self.settings.events_kept
-        answers = await scripts.run(self.redis, "commit", prefix, queue, self._retention_ms, kept, *args)
+        head = queue, self._retention_ms, self.settings.events_kept
+        answers = await scripts.run(self.redis, "commit", self.keys.of_queue(queue), *head, *_ends(outcomes))
         return [answer.decode() for answer in answers]
+
+    async def commit_and_claim(
+        self, queue: str, worker: str, outcomes: Sequence[Outcome], count: int, request: int
+    ) -> tuple[list[Answer], list[ClaimedJob]]:
+        """`commit`, then `claim`, in one call. Safe to repeat."""
+        head = self._claim(queue, worker, count, request)
+        answers, flat = await scripts.run(self.redis, "turn", *head, *_ends(outcomes))
+        return [answer.decode() for answer in answers], _claimed_jobs(flat, queue)
 
     async def emit(self, queue: str, events: Sequence[Event], kept: int = 65_536) -> list[str]:
         """Append events of running jobs; returns the leases that are lost. Safe to repeat."""
@@ -403,6 +399,19 @@ def _submitted(spec: JobSpec, reply: list[Any]) -> Submitted | JarvisError:
     if answer == b"new":
         return Submitted(reply[1].decode(), True, reply[2].decode(), reply[3])
     return Submitted(reply[1].decode(), False)
+
+
+def _ends(outcomes: Sequence[Outcome]) -> list[Any]:
+    args: list[Any] = []
+    for one in outcomes:
+        extra = one.delay_ms if one.kind == "retry" else one.usage
+        args += (one.job.lease, one.kind, one.seq + 1, one.body, extra)
+    return args
+
+
+def _claimed_jobs(flat: list[Any], queue: str) -> list[ClaimedJob]:
+    kind, _, model = queue.partition(":")
+    return [_claimed(flat[i : i + 5], kind, model) for i in range(0, len(flat), 5)]
 
 
 def _claimed(row: list[Any], kind: str, model: str) -> ClaimedJob:

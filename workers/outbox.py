@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from common.errors import StoreUnavailable
 from common.jobs import ClaimedJob
-from common.queue import Answer, Event, Outcome, Queue
+from common.queue import Event, Outcome, Queue
 
 log = logging.getLogger("jarvis.worker")
 
@@ -31,21 +31,19 @@ PACE_S = 0.025
 
 
 class Outbox:
-    """Gathers and writes; `lost` hears of leases that are gone, `written` of every outcome's answer."""
+    """Gathers and writes; `lost` hears of leases that are gone, `commit` stores a batch of ends."""
 
     def __init__(
         self,
         queue: Queue,
         queue_name: str,
-        worker: str,
         lost: Callable[[list[str]], None],
-        written: Callable[[Outcome, Answer], None],
+        commit: Callable[[list[Outcome]], Awaitable[None]],
     ) -> None:
         self._queue = queue
         self._queue_name = queue_name
-        self._worker = worker
         self._lost = lost
-        self._written = written
+        self._commit = commit
         self._events: list[Event] = []
         self._outcomes: list[Outcome] = []
         self._growing: dict[str, Event] = {}
@@ -100,11 +98,6 @@ class Outbox:
         early_s = self._written_at + PACE_S - time.monotonic()
         if early_s > 0 and len(self._events) > FEW_STREAMS and not self._outcomes:
             await asyncio.sleep(early_s)
-
-    async def _commit(self, outcomes: list[Outcome]) -> None:
-        answers = await patiently(self._queue.commit, self._queue_name, outcomes)
-        for outcome, answer in zip(outcomes, answers, strict=True):
-            self._written(outcome, answer)
 
 
 async def patiently(call: Callable[..., Awaitable[Any]], *args: Any) -> Any:

@@ -100,6 +100,8 @@ class Worker(ArqWorker):
         self._draining = asyncio.Event()
         self._hurry = asyncio.Event()
         self._bell: asyncio.Task[bool] | None = None
+        self._claiming = asyncio.Lock()  # one claim at a time: Redis remembers the last one, to answer it again
+        self._request = 0
 
     # -- the life of the worker
 
@@ -112,7 +114,7 @@ class Worker(ArqWorker):
         log.info("starting %s for %s: %s", self.id, self.queue_name, ", ".join(self.functions))
         if self.on_startup:
             await self.on_startup(self.ctx)
-        self.outbox = Outbox(self.queue, self.queue_name, self.id, self._lost, self._written)
+        self.outbox = Outbox(self.queue, self.queue_name, self._lost, self._commit)
         self._table = SlotTable.create(self.max_jobs)
         self.beat = BeatProcess(self.settings, self.queue_name, self.id, self._table, self._about(), self._lost)
         await _first_of(self.beat.start(), self._draining.wait())
@@ -208,7 +210,6 @@ class Worker(ArqWorker):
     # -- claiming
 
     async def _claim_loop(self) -> None:
-        request = 0
         while not self._draining.is_set():
             want = self._want()
             if want <= 0:
@@ -217,10 +218,11 @@ class Worker(ArqWorker):
                 self._slot_free.clear()
                 await self._slot_free.wait()
                 continue
-            request += 1
-            claimed = await patiently(self.queue.claim, self.queue_name, self.id, want, request)
-            for job in claimed:
-                self._start(job)
+            async with self._claiming:
+                self._request += 1
+                claimed = await patiently(self.queue.claim, self.queue_name, self.id, want, self._request)
+                for job in claimed:
+                    self._start(job)
             if len(claimed) < want and not await self._more():
                 return
 
@@ -371,6 +373,27 @@ class Worker(ArqWorker):
 
     async def _emitted(self, job: ClaimedJob) -> list[dict[str, Any]]:
         return await patiently(self.results.emitted, job.id)  # type: ignore[no-any-return]
+
+    async def _commit(self, outcomes: list[Outcome]) -> None:
+        """Store ends. With all slots taken, those that this frees are filled in the same write: one way less to wait.
+
+        Redis does the two in order, so that there are never more leases than slots.
+        """
+        if self._want() or self._suspects or self.burst or self._draining.is_set() or self._claiming.locked():
+            self._settled(outcomes, await patiently(self.queue.commit, self.queue_name, outcomes))
+            return
+        async with self._claiming:
+            self._request += 1
+            count = min(len(outcomes), self._chunk)
+            turn = (self.queue_name, self.id, outcomes, count, self._request)
+            answers, claimed = await patiently(self.queue.commit_and_claim, *turn)
+            self._settled(outcomes, answers)
+            for job in claimed:
+                self._start(job)
+
+    def _settled(self, outcomes: list[Outcome], answers: list[Answer]) -> None:
+        for outcome, answer in zip(outcomes, answers, strict=True):
+            self._written(outcome, answer)
 
     def _written(self, outcome: Outcome, answer: Answer) -> None:
         log.debug("job %s: %s, %s", outcome.job.id, outcome.kind, answer)

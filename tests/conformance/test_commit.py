@@ -110,6 +110,18 @@ async def test_a_batch_answers_for_each_job(world: World) -> None:
     assert await world.complete() == []
 
 
+async def test_a_commit_may_claim_what_its_slots_make_room_for_and_be_sent_again(world: World) -> None:
+    ids = await world.submit_many(4)
+    first = await world.queue.claim(QUEUE, "worker-1", 2, 1)
+    ends = [Outcome.done(job, job.seq, JobResult({"text": "an answer"})) for job in first]
+    answers, claimed = await world.queue.commit_and_claim(QUEUE, "worker-1", ends, 2, 2)
+    assert answers == ["stored", "stored"]
+    assert [job.id for job in claimed] == ids[2:]
+    assert await world.queue.commit_and_claim(QUEUE, "worker-1", ends, 2, 2) == (["mine", "mine"], claimed)
+    assert await world.redis.zcard(f"{world.q}leases") == 2
+    assert [await world.state(job_id) for job_id in ids] == ["completed"] * 2 + ["in_progress"] * 2
+
+
 async def test_after_the_commit_nothing_of_the_jobs_place_is_left(world: World) -> None:
     await world.submit_many(3, user="ada")
     jobs = await world.claim(3)

@@ -395,7 +395,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert {name[6:]: int(n) for name, n in counts.items() if name.startswith("state:")} == self.moves
 
     def check_streams(self, waiting: list[Job]) -> None:
-        """Each waiting job stands in its user's stream or among those given back; users only while they have entries."""
+        """Each waiting job stands in its user's stream or was given back; users only while they have entries."""
         plain, q = self.plain, self.world.q
         streams: Any = plain.keys(f"{q}*:u:*")
         entries: list[tuple[str, str]] = []

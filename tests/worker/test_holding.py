@@ -73,13 +73,13 @@ async def test_a_slot_is_free_only_when_the_end_of_its_job_is_stored(place: Plac
     gate.open.set()
     worker = await place.worker(gate.function, max_jobs=1)
     held = asyncio.Event()
-    commit = worker.queue.commit
+    turn = worker.queue.commit_and_claim
 
     async def slow(*args: Any) -> Any:
         await held.wait()
-        return await commit(*args)
+        return await turn(*args)
 
-    worker.queue.commit = slow  # type: ignore[method-assign, assignment]
+    worker.queue.commit_and_claim = slow  # type: ignore[method-assign]
     jobs = await place.submit_many(2)
     await until(lambda: len(gate.started) == 1, "the first job")
     await asyncio.sleep(0.2)  # time in which a fault would show
@@ -87,6 +87,25 @@ async def test_a_slot_is_free_only_when_the_end_of_its_job_is_stored(place: Plac
     assert await place.leases() == 1
     held.set()
     await place.ends(jobs)
+
+
+async def test_slots_that_ends_make_free_are_filled_by_the_call_that_stores_them(place: Place) -> None:
+    gate = Gate()
+    jobs = await place.submit_many(9)
+    worker = await place.worker(gate.function, max_jobs=3)
+    await until(lambda: gate.now == 3, "all slots are taken")
+    claimed: list[Any] = []
+    claim = worker.queue.claim
+
+    async def noted(*args: Any) -> Any:
+        found = await claim(*args)
+        claimed.extend(found)
+        return found
+
+    worker.queue.claim = noted  # type: ignore[method-assign]
+    gate.open.set()
+    await place.ends(jobs)
+    assert claimed == []
 
 
 async def test_a_job_whose_workers_died_runs_alone_before_it_is_parked(place: Place) -> None:

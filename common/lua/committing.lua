@@ -1,0 +1,69 @@
+-- committing.lua: what commit.lua and turn.lua share.
+local q, RETENTION_MS = at(ARGV[1]), nil
+local JOB = P .. 'job:'
+local OUTCOMES = {completed = 'c', incomplete = 'i', failed = 'f', retry = 's', release = 'q'}
+local answers, leases, closed = {}, {}, {}
+
+local function stop(id, code, history, step, number, body, usage)
+  local key, field = JOB .. id, code == 'f' and 'error' or 'result'
+  local after = move(id, q, history, code, number)
+  if usage ~= '' then
+    redis.call('HSET', key, 'history', after, field, body, 'usage', usage)
+  else
+    redis.call('HSET', key, 'history', after, field, body)
+  end
+  redis.call('PEXPIRE', key, RETENTION_MS)
+  if #history > 31 or number ~= '3' then -- it has, or may have, token events
+    redis.call('PEXPIRE', P .. 'tokens:' .. id, RETENTION_MS)
+  end
+  append(closed, id)
+  observe(q, 'run', NOW - tonumber(string.sub(step, -13)))
+end
+
+-- A handled failure counts an attempt: another one after a pause, or the end.
+local function fail(id, code, history, step, number, body, delay_ms)
+  local ticket = of_ticket(redis.call('HGET', JOB .. id, 'ticket'))
+  ticket.attempts = ticket.attempts + 1
+  if ticket.attempts >= tonumber(ticket.tries) then code = 'f' end
+  redis.call('HSET', JOB .. id, 'ticket', to_ticket(ticket), 'by', step)
+  if code == 'f' then return stop(id, code, history, step, number, body, '') end
+  local due = NOW + delay_ms
+  redis.call('HSET', JOB .. id, 'history', (move(id, q, history, 's', number)), 'error', body, 'due', due)
+  schedule(id, due)
+end
+
+-- Whether a commit under this lease was stored before. What follows the lease's step tells, but for two moves that a
+-- rescue makes too: for those the record says by whom.
+local function is_mine(id, history, step)
+  return string.find(history, step .. ' %d+[cis]') ~= nil or redis.call('HGET', JOB .. id, 'by') == step
+end
+
+local function commit(i)
+  local held, number, body, extra = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+  local id, step = of_lease(held)
+  local code = OUTCOMES[ARGV[i + 1]]
+  local history = redis.call('HGET', JOB .. id, 'history')
+  if not history or not is_last(history, step) then
+    return history and is_mine(id, history, step) and 'mine' or 'lost'
+  end
+  append(leases, held)
+  if code == 'q' then
+    local ticket = of_ticket(redis.call('HGET', JOB .. id, 'ticket'))
+    give_back(id, q, ticket.lane, history, number)
+    redis.call('HSET', JOB .. id, 'by', step)
+  elseif code == 'f' or code == 's' then
+    fail(id, code, history, step, number, body, code == 's' and extra)
+  else
+    stop(id, code, history, step, number, body, extra)
+  end
+  return 'stored'
+end
+
+local function commit_from(first, retention_ms)
+  RETENTION_MS = retention_ms
+  even_when_full()
+  for i = first, #ARGV, 5 do append(answers, commit(i)) end
+  if #leases > 0 then redis.call('ZREM', q .. 'leases', unpack(leases)) end
+  if #closed > 0 then redis.call('ZREM', P .. 'expiry', unpack(closed)) end
+  return answers
+end
