@@ -187,7 +187,8 @@ def _nothing_lost(load: Load, records: list[JobRecord]) -> None:
 
 
 async def _nothing_left_behind(formation: Formation, records: list[JobRecord], healed_at: float) -> None:
-    assert max(record.finished_at or 0 for record in records) - healed_at <= BOUND_S
+    late = [record for record in records if (record.finished_at or 0) - healed_at > BOUND_S]
+    assert not late, [(record.kind, record.history, record.finished_at) for record in late]
     await until(lambda: not _running(formation), "runs whose stop was lost hear from their beat that the lease is gone")
 
 
