@@ -36,6 +36,7 @@ import time
 import zlib
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]  # ten bits at a time
 
 
 class Keys:
@@ -73,11 +74,12 @@ class Keys:
 
 
 def new_job_id(shard: str) -> str:
-    """`job_<2 hex shard><9 time><11 random>`: sorts by time, tells its shard, cannot be guessed."""
-    milliseconds = int(time.time() * 1000)
-    stamp = "".join(_ALPHABET[(milliseconds >> shift) & 31] for shift in range(40, -1, -5))
-    bits = secrets.randbits(65)
-    return f"job_{shard}{stamp}" + "".join(_ALPHABET[(bits >> shift) & 31] for shift in range(0, 65, 5))
+    """`job_<2 hex shard><9 time><13 random>`: sorts by time, tells its shard, cannot be guessed."""
+    milliseconds = time.time_ns() // 1_000_000
+    stamp = _ALPHABET[milliseconds >> 40 & 31] + "".join([_PAIRS[milliseconds >> s & 1023] for s in (30, 20, 10, 0)])
+    bits = int.from_bytes(secrets.token_bytes(9), "big")
+    chance = _ALPHABET[bits & 31] + "".join([_PAIRS[bits >> s & 1023] for s in (5, 15, 25, 35, 45, 55)])
+    return f"job_{shard}{stamp}{chance}"
 
 
 def is_job_id(text: str) -> bool:

@@ -6,10 +6,11 @@ again after a lost reply without doing anything twice.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -160,37 +161,46 @@ class Queue:
         for i, spec in enumerate(specs):
             by_shard.setdefault(self.keys.shard_of_queue(spec.queue), []).append(i)
         answers: dict[int, Submitted | JarvisError] = {}
-        for shard, places in by_shard.items():
-            for start in range(0, len(places), SUBMIT_BATCH):
-                some = places[start : start + SUBMIT_BATCH]
-                got = await self._submit_some(shard, [specs[i] for i in some], [keys[i] for i in some])
-                answers.update(zip(some, got, strict=True))
+        under_way: asyncio.Task[None] | None = None
+
+        async def send(shard: str, some: list[int], args: list[Any]) -> None:
+            replies = await self._sent(self.keys.prefix(shard), args)
+            answers.update({i: _submitted(specs[i], reply) for i, reply in zip(some, replies, strict=True)})
+
+        try:
+            for shard, some in _batches(by_shard):
+                args = await self._encoded(shard, [specs[i] for i in some], [keys[i] for i in some])
+                if under_way:
+                    await under_way
+                under_way = asyncio.create_task(send(shard, some, args))
+                await asyncio.sleep(0)  # it is sent, and Redis works on it while the next batch is encoded
+            if under_way:
+                await under_way
+        finally:
+            if under_way:
+                under_way.cancel()
         return [answers[i] for i in range(len(specs))]
 
-    async def _submit_some(
-        self, shard: str, specs: list[JobSpec], keys: list[Key | None]
-    ) -> list[Submitted | JarvisError]:
+    async def _encoded(self, shard: str, specs: list[JobSpec], keys: list[Key | None]) -> list[Any]:
         args: list[Any] = []
         for spec, key in zip(specs, keys, strict=True):
             args += self._arguments(new_job_id(shard), spec, await self._work(spec), key)
+        return args
+
+    async def _sent(self, prefix: str, args: list[Any]) -> list[Any]:
         settings = self.settings
         ordinary_ms = int(settings.default_ttl_s * 1000)
         head = (int(settings.idempotency_s * 1000), settings.max_depth, settings.events_kept, ordinary_ms)
-        prefix = self.keys.prefix(shard)
         try:
-            replies = await scripts.run(self.redis, "submit", prefix, *head, *args)
+            return await scripts.run(self.redis, "submit", prefix, *head, *args)  # type: ignore[no-any-return]
         except UNAVAILABLE as error:
             if not isinstance(error, (RedisConnectionError, RedisTimeoutError)):
                 raise unavailable(error) from error
-            replies = await self._again(prefix, head, args, error)
-        return [_submitted(spec, reply) for spec, reply in zip(specs, replies, strict=True)]
-
-    async def _again(self, prefix: str, head: tuple[int, ...], args: list[Any], first: Exception) -> Any:
-        # The reply may be lost though the jobs were accepted. The ids are ours, so the same call is safe to repeat.
-        try:
-            return await scripts.run(self.redis, "submit", prefix, *head, *args)
-        except UNAVAILABLE:
-            raise unavailable(first) from first
+            # The reply may be lost though the jobs were accepted. The ids are ours: the same call is safe to repeat.
+            try:
+                return await scripts.run(self.redis, "submit", prefix, *head, *args)  # type: ignore[no-any-return]
+            except UNAVAILABLE:
+                raise unavailable(error) from error
 
     async def _work(self, spec: JobSpec) -> bytes:
         work = encode(Work(spec.input, spec.params, spec.function))
@@ -388,6 +398,12 @@ def due_ms(spec: JobSpec) -> int:
 def _digest(user: str, key: str) -> str:
     # Scoped to the user: another user's key must not lead to this one's job.
     return hashlib.sha256(f"{user}\0{key}".encode()).hexdigest()
+
+
+def _batches(by_shard: dict[str, list[int]]) -> Iterator[tuple[str, list[int]]]:
+    for shard, places in by_shard.items():
+        for start in range(0, len(places), SUBMIT_BATCH):
+            yield shard, places[start : start + SUBMIT_BATCH]
 
 
 def _submitted(spec: JobSpec, reply: list[Any]) -> Submitted | JarvisError:

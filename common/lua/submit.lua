@@ -85,5 +85,6 @@ end
 
 for i = 5, #ARGV, 13 do append(answers, accept(i)) end
 if #expiry > 0 then redis.call('ZADD', P .. 'expiry', unpack(expiry)) end
+events = {} -- nobody can follow a job whose id nobody has yet, and who comes later reads the job first
 finish(EVENTS_KEPT)
 return answers

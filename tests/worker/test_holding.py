@@ -79,7 +79,7 @@ async def test_a_slot_is_free_only_when_the_end_of_its_job_is_stored(place: Plac
         await held.wait()
         return await turn(*args)
 
-    worker.queue.commit_and_claim = slow  # type: ignore[method-assign]
+    worker.queue.commit_and_claim = slow  # type: ignore[method-assign, assignment]
     jobs = await place.submit_many(2)
     await until(lambda: len(gate.started) == 1, "the first job")
     await asyncio.sleep(0.2)  # time in which a fault would show
@@ -102,7 +102,7 @@ async def test_slots_that_ends_make_free_are_filled_by_the_call_that_stores_them
         claimed.extend(found)
         return found
 
-    worker.queue.claim = noted  # type: ignore[method-assign]
+    worker.queue.claim = noted  # type: ignore[method-assign, assignment]
     gate.open.set()
     await place.ends(jobs)
     assert claimed == []
