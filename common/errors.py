@@ -100,11 +100,11 @@ class QueueFull(JarvisError):
 
 
 class StoreUnavailable(JarvisError):
-    """Redis does not answer or refuses to write; nothing was accepted."""
+    """Redis does not answer or refuses to write. Sent again with its Idempotency-Key, a request is never doubled."""
 
     def __init__(self, reason: str, retry_after_s: int = 1) -> None:
         self.retry_after_s = retry_after_s
-        super().__init__(f"the job store does not answer ({reason}); nothing was accepted")
+        super().__init__(f"the job store does not answer ({reason}); send it again, with an Idempotency-Key to be safe")
 
 
 class SettingsInvalid(JarvisError):

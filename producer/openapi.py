@@ -32,7 +32,7 @@ ERRORS = {
     415: "The body is not declared as application/json, or is compressed.",
     422: "A field has a value that is not allowed: `errors` names each with its value and what is allowed.",
     429: "The queue holds as many waiting jobs as it may; nothing was accepted.",
-    503: "Redis does not answer or refuses to write; nothing was accepted.",
+    503: "Redis does not answer or refuses to write; send it again, with an Idempotency-Key to be safe.",
 }
 
 

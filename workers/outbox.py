@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -24,10 +25,12 @@ log = logging.getLogger("jarvis.worker")
 EVENTS_WAITING = 10_000
 #: Events and outcomes in one call: bounds how long one script keeps Redis busy.
 WRITE_BATCH = 500
-#: With more streams than this at once, events are written at most every PACE_S: what a stream gains in smoothness
-#: beyond 40 events a second nobody sees, and the engine needs the processor.
+#: With more streams than this at once, events wait for each other: what they cost all processes, of which a stream
+#: gains nothing that anybody sees, is the engine's. A job's first event, and those of a job that has ended, go at once.
 FEW_STREAMS = 8
-PACE_S = 0.025
+#: So long for each event that waits, but never longer than PACE_MAX_S: ten events a second are a stream still.
+PACE_S = 0.0015
+PACE_MAX_S = 0.1
 
 
 class Outbox:
@@ -50,6 +53,8 @@ class Outbox:
         self._written_at = 0.0
         self._something = asyncio.Event()
         self._room = asyncio.Event()
+        self._urgent: set[str] = set()
+        self._hurry = asyncio.Event()
 
     async def add_event(self, event: Event) -> None:
         """Have an event written; waits only when too many are waiting."""
@@ -58,6 +63,8 @@ class Outbox:
             self._growing[event.job.lease] = event
         else:
             self._growing.pop(event.job.lease, None)
+        if event.seq == event.job.seq + 1:
+            self._is_urgent(event.job)
         self._something.set()
         while len(self._events) > EVENTS_WAITING:
             self._room.clear()
@@ -75,7 +82,7 @@ class Outbox:
     def add_outcome(self, outcome: Outcome) -> None:
         """Have a job's end written, after its events."""
         self._outcomes.append(outcome)
-        self._something.set()
+        self._is_urgent(outcome.job)
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -83,9 +90,7 @@ class Outbox:
             await self._something.wait()
             await self._pace()
             self._something.clear()
-            self._written_at = time.monotonic()
-            self._growing.clear()
-            events, self._events = self._events, []
+            events = self._due()
             outcomes, self._outcomes = self._outcomes, []
             for start in range(0, len(events), WRITE_BATCH):
                 some = events[start : start + WRITE_BATCH]
@@ -93,11 +98,40 @@ class Outbox:
             self._room.set()
             for start in range(0, len(outcomes), WRITE_BATCH):
                 await self._commit(outcomes[start : start + WRITE_BATCH])
+            if self._events:
+                self._something.set()
+
+    def _early_s(self) -> float:
+        waiting = len(self._events)
+        if waiting <= FEW_STREAMS:
+            return 0.0
+        return self._written_at + min(PACE_MAX_S, waiting * PACE_S) - time.monotonic()
 
     async def _pace(self) -> None:
-        early_s = self._written_at + PACE_S - time.monotonic()
-        if early_s > 0 and len(self._events) > FEW_STREAMS and not self._outcomes:
-            await asyncio.sleep(early_s)
+        early_s = self._early_s()
+        if early_s > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(early_s):
+                    await self._hurry.wait()
+
+    def _due(self) -> list[Event]:
+        """What is to be written now: everything, or what is urgent. Those of one job go together, in their order."""
+        if self._early_s() <= 0:
+            due, self._events = self._events, []
+            self._written_at = time.monotonic()
+        else:
+            due = [event for event in self._events if event.job.lease in self._urgent]
+            self._events = [event for event in self._events if event.job.lease not in self._urgent]
+        for event in due:
+            self._growing.pop(event.job.lease, None)
+        self._urgent.clear()
+        self._hurry.clear()
+        return due
+
+    def _is_urgent(self, job: ClaimedJob) -> None:
+        self._urgent.add(job.lease)
+        self._hurry.set()
+        self._something.set()
 
 
 async def patiently(call: Callable[..., Awaitable[Any]], *args: Any) -> Any:

@@ -153,6 +153,12 @@ local function has_work(lane)
   return redis.call('EXISTS', q .. lane .. ':users', q .. lane .. ':returned') > 0
 end
 
+local function any_work()
+  local keys = {}
+  for _, lane in ipairs(LANES) do append(keys, q .. lane .. ':users', q .. lane .. ':returned') end
+  return redis.call('EXISTS', unpack(keys)) > 0
+end
+
 -- Jobs a second over about half a minute, for a truthful Retry-After.
 local function rate_after(rate, before, got)
   local dt = math.max(1, NOW - before)
@@ -163,9 +169,10 @@ end
 -- The lanes that have work. Counters that a loss of Redis' data put wrong come right as soon as a lane is empty.
 local function lanes_with_work(meta, credit, writes)
   local lanes = {}
+  local some = any_work()
   for i, lane in ipairs(LANES) do
     credit[lane], depth[lane] = tonumber(meta[i] or 0), tonumber(meta[i + 3] or 0)
-    if has_work(lane) then
+    if some and has_work(lane) then
       append(lanes, lane)
     elseif credit[lane] ~= 0 or depth[lane] ~= 0 then
       credit[lane] = 0

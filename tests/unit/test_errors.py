@@ -55,7 +55,7 @@ def test_a_class_without_a_message_says_its_docstring() -> None:
         (NotFound("job_x"), "no job 'job_x'"),
         (NotAllowedNow("job_x", "queued", "retry"), "job job_x is queued: retry is not allowed"),
         (QueueFull("generation:demo", 7), "try again in 7 s"),
-        (StoreUnavailable("ConnectionError"), "nothing was accepted"),
+        (StoreUnavailable("ConnectionError"), "send it again"),
         (JobFailed("code", "message"), "code: message"),
     ],
 )
