@@ -6,6 +6,7 @@ Redis client. `/raw` does not look at what it was sent; `/json` decodes it and a
 
 from __future__ import annotations
 
+import pkgutil
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +19,9 @@ from fastapi import FastAPI, Request
 
 from common import scripts
 from common.settings import Settings, load_settings
-from producer.__main__ import config
+
+#: How our web process runs; by name, since nobody imports sideways.
+CONFIG = "producer.__main__:config"
 
 KEPT = 100_000
 
@@ -58,7 +61,7 @@ async def _add(request: Request, body: bytes) -> str:
 def main() -> None:
     """Serve until told to stop."""
     settings = load_settings(port=int(sys.argv[1]))
-    uvicorn.Server(config(create_app(settings), settings)).run()
+    uvicorn.Server(pkgutil.resolve_name(CONFIG)(create_app(settings), settings)).run()
 
 
 if __name__ == "__main__":
