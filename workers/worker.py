@@ -18,62 +18,29 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-from arq.cron import CronJob
 from arq.worker import FailedJobs, Retry
 from arq.worker import Worker as ArqWorker
 from redis.exceptions import RedisError
 
-from common.errors import JobFailed, QueueFull
-from common.jobs import ClaimedJob, JobResult, JobSpec, decode, encode
-from common.queue import Answer, Event, Key, Outcome, Queue
+from common.errors import JobFailed
+from common.jobs import ClaimedJob, JobResult, decode, encode
+from common.queue import Answer, Event, Outcome, Queue
 from common.results import Results
 from common.settings import Settings
 from workers.beat_process import BeatProcess
 from workers.outbox import Outbox, patiently
+from workers.run import Run
 from workers.settings_class import effective_settings, get_kwargs
 from workers.slots import SlotTable
+from workers.ticks import submit_ticks
 
 log = logging.getLogger("jarvis.worker")
 
 #: So many slots are filled by one claim.
 FEW_SLOTS = 16
-
-Reason = Literal["cancelled", "lost", "timeout", "shutdown"]
-
-
-class Run:
-    """One job while this worker holds it."""
-
-    __slots__ = ("ctx", "deadline", "job", "reason", "row", "seq", "since", "task", "tries")
-
-    def __init__(self, job: ClaimedJob, ctx: dict[Any, Any], row: int, since: float) -> None:
-        self.job = job
-        self.ctx = ctx  # one for the job function and all its hooks, as in arq
-        self.row = row
-        self.since = since
-        self.deadline = since + job.timeout_s
-        self.tries = job.max_attempts
-        self.seq = job.seq
-        self.task: asyncio.Task[None] | None = None
-        self.reason: Reason | None = None
-
-    def limit(self, timeout_s: float | None, max_tries: int | None) -> None:
-        """What the function says of itself (arq's `func`) counts where it is less than what the job says."""
-        if timeout_s:
-            self.deadline = min(self.deadline, self.since + timeout_s)
-        if max_tries:
-            self.tries = min(self.tries, max_tries)
-
-    def stop(self, reason: Reason) -> None:
-        """Cancel the job function; the first reason counts."""
-        if self.reason is None and self.task is not None and not self.task.done():
-            self.reason = reason
-            # Not at once: a task that is cancelled before its first step never runs, and its slot were lost.
-            asyncio.get_running_loop().call_soon(self.task.cancel)
 
 
 class Worker(ArqWorker):
@@ -123,7 +90,7 @@ class Worker(ArqWorker):
     async def _work(self) -> None:
         helpers = [self.outbox.run(), self._control_loop(), self._deadline_loop()]
         if self.cron_jobs:
-            helpers.append(self._cron_loop())
+            helpers.append(submit_ticks(self.queue, self.queue_name, self.cron_jobs, self.timezone))
         tasks = [self.loop.create_task(helper) for helper in helpers]
         claims = self.loop.create_task(self._claim_loop())
         try:
@@ -425,38 +392,6 @@ class Worker(ArqWorker):
                     run.stop("timeout")
             await asyncio.sleep(min(1.0, self.settings.lease_s / 4))
 
-    # -- recurring jobs of a settings class
-
-    async def _cron_loop(self) -> None:
-        for job in self.cron_jobs:
-            if job.run_at_startup:
-                await self._tick(job, datetime.now(tz=self.timezone))
-            job.calculate_next(datetime.now(tz=self.timezone))
-        while True:
-            job = min(self.cron_jobs, key=lambda cron: _next_run(cron))
-            tick = _next_run(job)
-            await asyncio.sleep(max(0.0, tick.timestamp() - time.time()))
-            await self._tick(job, tick)
-            job.calculate_next(tick)
-
-    async def _tick(self, job: CronJob, tick: datetime) -> None:
-        # The key is the tick: however many workers have this cron job, one of them submits it.
-        kind, _, model = self.queue_name.partition(":")
-        spec = JobSpec(
-            kind=kind,
-            model=model,
-            input={},
-            user="cron",
-            function=job.name,
-            timeout_s=job.timeout_s,
-            max_attempts=job.max_tries,
-        )
-        key = Key(f"cron {job.name} {int(tick.timestamp() * 1000)}", "")
-        try:
-            await patiently(self.queue.submit, spec, key)
-        except QueueFull as full:
-            log.warning("cron job %s: the tick at %s is left out: %s", job.name, tick, full)
-
 
 def create_worker(settings_cls: Any, **kwargs: Any) -> Worker:
     """A worker from a settings class; keywords win over it."""
@@ -479,11 +414,6 @@ def _result(returned: Any) -> JobResult:
     if isinstance(returned, JobResult):
         return returned
     return JobResult(returned if isinstance(returned, dict) else {"value": returned})
-
-
-def _next_run(job: CronJob) -> datetime:
-    assert job.next_run is not None, "calculate_next was called"
-    return job.next_run
 
 
 async def _first_of(*waits: Awaitable[Any]) -> None:

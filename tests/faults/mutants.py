@@ -129,7 +129,7 @@ MUTANTS = (
     ),
     Mutant(
         "a stop that may come before the task's first step",
-        "workers/worker.py",
+        "workers/run.py",
         "asyncio.get_running_loop().call_soon(self.task.cancel)",
         "self.task.cancel()",
         f"{STOPPING}::test_a_cancel_that_meets_the_claim_costs_no_slot",
