@@ -173,7 +173,10 @@ class Queue:
                 if under_way:
                     await under_way
                 under_way = asyncio.create_task(send(shard, some, args))
-                await asyncio.sleep(0)  # it is sent, and Redis works on it while the next batch is encoded
+                # It is sent now, and Redis works on it while the next batch is encoded: one turn of the loop writes,
+                # and uvloop hands that to the socket at the turn's end.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
             if under_way:
                 await under_way
         finally:
