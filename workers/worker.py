@@ -342,9 +342,9 @@ class Worker(ArqWorker):
         return await patiently(self.results.emitted, job.id)  # type: ignore[no-any-return]
 
     async def _commit(self, outcomes: list[Outcome]) -> None:
-        """Store ends. With all slots taken, those that this frees are filled in the same write: one way less to wait.
+        """Store ends. With all slots taken, those that this frees are filled by the same script: one way less to wait.
 
-        Redis does the two in order, so that there are never more leases than slots.
+        The new leases are taken once the old ones are gone, so that there are never more of them than slots.
         """
         if self._want() or self._suspects or self.burst or self._draining.is_set() or self._claiming.locked():
             self._settled(outcomes, await patiently(self.queue.commit, self.queue_name, outcomes))
