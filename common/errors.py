@@ -11,6 +11,7 @@
     ├── QueueFull               429  the queue's bound is reached
     ├── StoreUnavailable        503  Redis does not answer or refuses to write
     ├── SettingsInvalid              a setting or catalogue entry is wrong (at start)
+    │   └── CatalogueInvalid         everything that is wrong in the catalogue
     ├── EngineDead                   the engine under a running job is gone
     └── JobFailed                    a job function says how its job failed
 
@@ -109,6 +110,14 @@ class StoreUnavailable(JarvisError):
 
 class SettingsInvalid(JarvisError):
     """A setting or a catalogue entry is wrong."""
+
+
+class CatalogueInvalid(SettingsInvalid):
+    """The catalogue has mistakes: `problems` lists each with its file and line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
 
 
 class EngineDead(JarvisError):

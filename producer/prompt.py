@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.catalogue import Model
 from common.errors import InvalidField, SettingsInvalid
+from common.model import HUB_ID
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -93,15 +94,18 @@ def _count(tokenizer: Tokenizer, texts: list[str]) -> int:
 def _tokenizer_file(model: Model) -> Path | None:
     # Looked for anew each time until it is there: the weights may come after the web process has started.
     try:
-        folder = model.weights_path()
+        source = model.tokenizer_path()
     except SettingsInvalid:
         return None
-    path = Path(folder) / "tokenizer.json" if model.local else _from_hub_cache(folder)
+    if HUB_ID.match(source):
+        path = _from_hub_cache(source, None if model.tokenizer else model.revision)
+    else:
+        path = Path(source) / "tokenizer.json"
     return path if path is not None and path.is_file() else None
 
 
-def _from_hub_cache(hub_id: str) -> Path | None:
+def _from_hub_cache(hub_id: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(hub_id, "tokenizer.json")
+    found = try_to_load_from_cache(hub_id, "tokenizer.json", revision=revision)
     return Path(found) if isinstance(found, str) else None

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.catalogue import Catalogue, Model
-from common.errors import SettingsInvalid, UnknownModel
+from common.errors import CatalogueInvalid, SettingsInvalid, UnknownModel
+from common.presets import PRESETS
 
 SHIPPED = Path(__file__).parents[2] / "ops" / "models.toml"
 
@@ -95,6 +96,112 @@ def test_an_unknown_model_is_refused_with_the_known_ones_of_that_kind(tmp_path: 
 )
 def test_a_mistake_is_refused_with_its_line(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert said in refusal(tmp_path, GOOD.replace(old, new, 1))
+
+
+def test_every_mistake_of_the_file_is_told_not_only_the_first(tmp_path: Path) -> None:
+    text = GOOD.replace('engine = "vllm"', 'engine = "vlmm"').replace("package:json/models", "x")
+    text = text.replace('kind = "embedding"', 'kind = "embedding"\nslots = 0\nbatch = 1') + "[wrong]\n"
+    with pytest.raises(CatalogueInvalid) as caught:
+        Catalogue.load(write(tmp_path, text))
+    lines = [problem.replace(str(tmp_path), "").partition(": ")[0] for problem in caught.value.problems]
+    assert lines == ["/models.toml:17", "/models.toml:3", "/models.toml:14", "/models.toml:13"]
+
+
+VLLM = """\
+[models.m]
+kind = "generation"
+engine = "vllm"
+weights = "./m"
+max_model_len = 4096
+"""
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ('preset = "fast"', ":6: [models.m] preset is 'fast'; allowed: throughput, latency, small-gpu, cpu"),
+        ('dtype = "int4"', ":6: [models.m] dtype is 'int4'; allowed: auto, bfloat16, float16, float32"),
+        ('revision = "main"', ":6: [models.m] revision is of a hub's model, and the weights ./m are local"),
+        ('preset = "cpu"\noptions.gpu_memory_utilization = 0.5', ":7: [models.m] preset cpu has no use for gpu_mem"),
+        (
+            "[models.m.options]\nenable_chunked_prefill = false\nmax_num_batched_tokens = 2048",
+            ":7: [models.m] a prompt of max_model_len (4096) tokens does not fit a step of max_num_batched",
+        ),
+        ('preset = "latency"\noptions.enable_chunked_prefill = false', ":7: [models.m] a prompt of max_model_len"),
+        ('preset = "latency"\noptions.max_num_batched_tokens = 16', ":7: [models.m] max_num_batched_tokens (16) is"),
+        (
+            "[models.m.options]\ngpu_memory_utilization = 0.5\nkv_cache_memory_bytes = 1",
+            ":7: [models.m] kv_cache_memory_bytes sets the cache's size, so",
+        ),
+        ('dtype = "float16"\noptions.dtype = "float16"', ":7: [models.m] dtype is set twice: as dtype and as opt"),
+        ('options.model = "x"', ":6: [models.m] options.model is set by the key weights"),
+        ("options.disable_log_stats = true", ":6: [models.m] options.disable_log_stats is set by the worker"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_with_its_line_and_the_reason(tmp_path: Path, entry: str, said: str) -> None:
+    assert said in refusal(tmp_path, VLLM + entry + "\n")
+
+
+def test_a_gguf_file_takes_no_other_quantization_and_no_other_engine(tmp_path: Path) -> None:
+    gguf = VLLM.replace("./m", "./m.gguf")
+    assert model(tmp_path, gguf, "m").gguf
+    assert ":6: [models.m] quantization is 'awq', and the weights are a .gguf" in refusal(
+        tmp_path, gguf + 'quantization = "awq"\n'
+    )
+    assert ":6: [models.m] quantization is 'awq'" in refusal(tmp_path, gguf + 'options.quantization = "awq"\n')
+    vectors = GOOD.replace("package:json/models", "./v.gguf")
+    assert ":14: [models.vectors] a .gguf file is for engine vllm" in refusal(tmp_path, vectors)
+
+
+def test_a_gguf_file_must_be_one(tmp_path: Path) -> None:
+    found = model(tmp_path, VLLM.replace("./m", "./m.gguf"), "m")
+    with pytest.raises(SettingsInvalid, match=r"models.toml:1: weights of m: .*m.gguf cannot be read: No such file"):
+        found.weights_path()
+    (tmp_path / "m.gguf").write_bytes(b"PK\x03\x04")
+    with pytest.raises(SettingsInvalid, match="no GGUF file"):
+        found.weights_path()
+    (tmp_path / "m.gguf").write_bytes(b"GGUF\x03")
+    assert found.weights_path() == str(tmp_path / "m.gguf")
+
+
+def test_a_key_of_another_engine_is_refused(tmp_path: Path) -> None:
+    text = GOOD.replace('kind = "embedding"', 'kind = "embedding"\nquantization = "fp8"')
+    assert ":13: [models.vectors] quantization is for engine vllm, not for sentence-transformers" in refusal(
+        tmp_path, text
+    )
+
+
+def test_the_engine_gets_the_preset_under_the_entrys_own_keys_and_options(tmp_path: Path) -> None:
+    text = VLLM + 'preset = "throughput"\ndtype = "float16"\noptions.max_num_seqs = 8\noptions.seed = 1\n'
+    options = model(tmp_path, text, "m").engine_options
+    assert options == {**PRESETS["throughput"], "dtype": "float16", "max_num_seqs": 8, "seed": 1}
+    assert (options["max_num_batched_tokens"], options["gpu_memory_utilization"]) == (8192, 0.92)
+
+
+def test_a_cache_size_in_bytes_takes_the_place_of_the_presets_share(tmp_path: Path) -> None:
+    options = model(tmp_path, VLLM + 'preset = "latency"\noptions.kv_cache_memory_bytes = 9\n', "m").engine_options
+    assert options["kv_cache_memory_bytes"] == 9
+    assert "gpu_memory_utilization" not in options
+
+
+def test_a_worker_holds_as_many_jobs_as_the_preset_runs_at_once_unless_told_otherwise(tmp_path: Path) -> None:
+    assert model(tmp_path, VLLM, "m").slots == 64
+    assert model(tmp_path, VLLM + 'preset = "throughput"\n', "m").slots == 256
+    assert model(tmp_path, VLLM + 'preset = "throughput"\noptions.max_num_seqs = 5\n', "m").slots == 5
+    assert model(tmp_path, VLLM + 'preset = "throughput"\nslots = 7\n', "m").slots == 7
+
+
+def test_a_tokenizer_in_a_folder_is_found_from_the_catalogue_file(tmp_path: Path) -> None:
+    (tmp_path / "words").mkdir()
+    text = VLLM.replace("./m", "./m.gguf")
+    assert model(tmp_path, text + 'tokenizer = "./words"\n', "m").engine_options["tokenizer"] == str(tmp_path / "words")
+    assert model(tmp_path, text + 'tokenizer = "owner/words"\n', "m").tokenizer_path() == "owner/words"
+
+
+def test_every_key_of_an_entry_knows_its_line(tmp_path: Path) -> None:
+    found = model(tmp_path, VLLM + 'dtype = "float16"\n\n[models.m.options]\nseed = 1\n', "m")
+    places = [found.place_of(key).replace(str(tmp_path), "") for key in ("dtype", "seed", "options.seed", "slots")]
+    assert places == ["/models.toml:6", "/models.toml:9", "/models.toml:9", "/models.toml:1"]
 
 
 def test_options_of_an_engine_are_checked_but_vllm_checks_its_own(tmp_path: Path) -> None:

@@ -105,13 +105,14 @@ class SentenceTransformersEngine:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        options = self.model.options
+        options = self.model.engine_options
         if "threads" in options:
             torch.set_num_threads(options["threads"])
         loading = {"dtype": options["dtype"]} if "dtype" in options else None
         return SentenceTransformer(
             self.model.weights_path(),
             device=options.get("device"),
+            revision=options.get("revision"),
             local_files_only=self.model.local,
             model_kwargs=loading,
         )

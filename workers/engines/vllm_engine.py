@@ -97,7 +97,7 @@ class VllmEngine:
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         if self.model.local:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        if "kv_cache_memory_bytes" not in self.model.options:
+        if "kv_cache_memory_bytes" not in self.model.engine_options:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; read on CPU only
         self._llm = await _in_thread(self._build)
 
@@ -105,14 +105,15 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        options = self.model.engine_options
         known = {one.name for one in fields(AsyncEngineArgs)}
-        if unknown := set(self.model.options) - known:
+        if unknown := set(options) - known:
             raise SettingsInvalid(f"{self.model.place}: options of {self.model.alias}: vLLM has no {sorted(unknown)}")
         arguments = AsyncEngineArgs(
             model=self.model.weights_path(),
             max_model_len=self.model.max_model_len,
             additional_config=Owner(),
-            **{**ARGUMENTS, **self.model.options},
+            **{**ARGUMENTS, **options},
         )
         return AsyncLLM.from_engine_args(arguments, stat_loggers=self._stat_loggers)
 

@@ -1,0 +1,98 @@
+"""The keys of the catalogue, in tables: a key more is a row here and a field of `Model` (common/model.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from common.presets import PRESETS
+
+Kind = Literal["generation", "embedding"]
+ENGINES: dict[str, tuple[str, ...]] = {
+    "generation": ("vllm", "fake"),
+    "embedding": ("sentence-transformers", "fake"),
+}
+SLOTS = {"generation": 64, "embedding": 256}
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+Types = type | tuple[type, ...]
+NUMBER = (int, float)
+NAMES = {
+    str: "a string",
+    int: "a whole number",
+    bool: "true or false",
+    dict: "a table",
+    list: "a list",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a key of an entry may hold."""
+
+    types: Types
+    allowed: tuple[str, ...] = ()  # its values; empty: any
+    engines: tuple[str, ...] = ()  # that read it; empty: all
+
+
+FIELDS: dict[str, Key] = {
+    "kind": Key(str),
+    "engine": Key(str),
+    "weights": Key(str),
+    "max_model_len": Key(int),
+    "slots": Key(int),
+    "preset": Key(str, allowed=tuple(PRESETS), engines=("vllm",)),
+    "revision": Key(str, engines=("vllm", "sentence-transformers")),
+    "dtype": Key(str, allowed=DTYPES, engines=("vllm", "sentence-transformers")),
+    # vLLM's own lists, which the workers look up: they differ from version to version and from device to device.
+    "quantization": Key(str, engines=("vllm",)),
+    "kv_cache_dtype": Key(str, engines=("vllm",)),
+    "tokenizer": Key(str, engines=("vllm",)),
+    "hf_config_path": Key(str, engines=("vllm",)),
+    "defaults": Key(dict),
+    "options": Key(dict),
+}
+#: Keys that reach the engine under the same name, as if they stood among the options.
+ENGINE_KEYS = ("revision", "dtype", "quantization", "kv_cache_dtype", "tokenizer", "hf_config_path")
+#: Engine arguments that are not for `options`, with the key that sets them.
+SET_BY_KEY = {"model": "weights", "max_model_len": "max_model_len"}
+SET_BY_WORKER = ("additional_config", "disable_log_stats", "shutdown_timeout")
+
+# The job parameters that `defaults` may set. Jobs' own values are checked at the edge, not here.
+DEFAULTS: dict[str, dict[str, Types]] = {
+    "generation": {
+        "max_tokens": int,
+        "min_tokens": int,
+        "ignore_eos": bool,
+        "temperature": NUMBER,
+        "top_p": NUMBER,
+        "top_k": int,
+        "min_p": NUMBER,
+        "presence_penalty": NUMBER,
+        "frequency_penalty": NUMBER,
+        "repetition_penalty": NUMBER,
+        "seed": int,
+        "stop": (str, list),
+    },
+    "embedding": {"normalize": bool},
+}
+# vLLM's options are its own engine arguments; vLLM knows their names and the worker checks them at its start.
+OPTIONS: dict[str, dict[str, Types] | None] = {
+    "vllm": None,
+    "sentence-transformers": {"device": str, "dtype": str, "batch_tokens": int, "threads": int},
+    "fake": {"tokens": int, "delay_s": NUMBER, "words": list, "dimensions": int, "start_s": NUMBER},
+}
+
+
+def is_of(value: Any, types: Types) -> bool:
+    """Whether a value of TOML is of these types."""
+    wanted = types if isinstance(types, tuple) else (types,)
+    # bool is an int to Python, not to somebody who writes `slots = true`.
+    return isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
+
+
+def named(types: Types) -> str:
+    """Types in words."""
+    if types == NUMBER:
+        return "a number"
+    return " or ".join(NAMES[one] for one in (types if isinstance(types, tuple) else (types,)))

@@ -1,0 +1,127 @@
+"""One model of the catalogue: what its entry says, where its weights lie, what its engine is given.
+
+What needs the weights themselves is asked only by the workers, since the web process may run where none are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.catalogue_keys import ENGINE_KEYS, Kind
+from common.errors import SettingsInvalid
+from common.presets import PRESETS
+
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+GGUF = ".gguf"
+GGUF_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One entry of the catalogue."""
+
+    alias: str
+    kind: Kind
+    engine: str
+    weights: str
+    max_model_len: int
+    slots: int
+    defaults: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    place: str = "catalogue"  # file:line of the entry, for messages
+    folder: Path = Path()  # of the catalogue file, which relative paths start from
+    preset: str | None = None
+    revision: str | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    tokenizer: str | None = None
+    hf_config_path: str | None = None
+    #: file:line of each key, by its name; of an option by `options.<name>`.
+    places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def queue(self) -> str:
+        """The queue whose jobs this model runs, e.g. `generation:demo`."""
+        return f"{self.kind}:{self.alias}"
+
+    @property
+    def gguf(self) -> bool:
+        """Whether the weights are one GGUF file."""
+        return self.weights.endswith(GGUF)
+
+    @property
+    def local(self) -> bool:
+        """Whether the weights lie on this machine: only `owner/name` that is no folder is a hub's."""
+        return self.gguf or self._folder().is_dir() or HUB_ID.match(self.weights) is None
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """The engine's arguments: those of the preset, over them the entry's own keys, over them `options`."""
+        own = {name: self._near(name) for name in ENGINE_KEYS if getattr(self, name) is not None}
+        preset = PRESETS[self.preset] if self.preset else {}
+        merged = {**preset, **own, **self.options}
+        if "kv_cache_memory_bytes" in self.options:  # the exact size takes the place of the preset's share
+            merged.pop("gpu_memory_utilization", None)
+        return merged
+
+    def place_of(self, key: str) -> str:
+        """file:line of a key (`dtype`) or an option (`options.dtype`), else of the entry."""
+        return self.places.get(key) or self.places.get(f"options.{key}") or self.place
+
+    def weights_path(self) -> str:
+        """The folder or file of the weights, or the hub's id; raises SettingsInvalid when they are missing."""
+        if self.engine == "fake" or not self.local:
+            return self.weights
+        if self.gguf:
+            return self._gguf_file()
+        folder = self._package_folder() if self.weights.startswith("package:") else self._folder()
+        if not (folder / "config.json").is_file():
+            raise self._wrong(f"no model in {folder} (no config.json there)")
+        self._check_length(folder)
+        return str(folder)
+
+    def tokenizer_path(self) -> str:
+        """The tokenizer's folder or hub id; raises SettingsInvalid when it is the missing weights' own."""
+        return self._near("tokenizer") if self.tokenizer is not None else self.weights_path()
+
+    def _near(self, name: str) -> str:
+        # A tokenizer or configuration in a folder is found from the catalogue's place, as weights are.
+        value = str(getattr(self, name))
+        near = (self.folder / value).absolute()
+        return str(near) if name in ("tokenizer", "hf_config_path") and near.exists() else value
+
+    def _folder(self) -> Path:
+        return (self.folder / self.weights).absolute()
+
+    def _gguf_file(self) -> str:
+        path = self._folder()
+        try:
+            with path.open("rb") as file:
+                magic = file.read(len(GGUF_MAGIC))
+        except OSError as error:
+            raise self._wrong(f"{path} cannot be read: {error.strerror}") from None
+        if magic != GGUF_MAGIC:
+            raise self._wrong(f"{path} is no GGUF file (it begins with {magic!r})")
+        return str(path)
+
+    def _package_folder(self) -> Path:
+        module, _, inside = self.weights.removeprefix("package:").partition("/")
+        found = importlib.util.find_spec(module) if module.isidentifier() else None
+        if found is None or not found.submodule_search_locations:
+            raise self._wrong(f"the package {module} is not installed")
+        return Path(next(iter(found.submodule_search_locations))) / inside
+
+    def _check_length(self, folder: Path) -> None:
+        known = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+        if isinstance(known, int) and self.max_model_len > known:
+            raise self._wrong(f"the model in {folder} has {known} positions, max_model_len is {self.max_model_len}")
+
+    def _wrong(self, message: str) -> SettingsInvalid:
+        return SettingsInvalid(f"{self.place}: weights of {self.alias}: {message}")
