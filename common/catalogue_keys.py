@@ -41,6 +41,9 @@ FIELDS: dict[str, Key] = {
     "weights": Key(str),
     "max_model_len": Key(int),
     "slots": Key(int),
+    "gpu_share": Key(NUMBER),
+    "tensor_parallel": Key(int, engines=("vllm", "fake")),
+    "pipeline_parallel": Key(int, engines=("vllm", "fake")),
     "preset": Key(str, allowed=tuple(PRESETS), engines=("vllm",)),
     "revision": Key(str, engines=("vllm", "sentence-transformers")),
     "dtype": Key(str, allowed=DTYPES, engines=("vllm", "sentence-transformers")),
@@ -55,7 +58,12 @@ FIELDS: dict[str, Key] = {
 #: Keys that reach the engine under the same name, as if they stood among the options.
 ENGINE_KEYS = ("revision", "dtype", "quantization", "kv_cache_dtype", "tokenizer", "hf_config_path")
 #: Engine arguments that are not for `options`, with the key that sets them.
-SET_BY_KEY = {"model": "weights", "max_model_len": "max_model_len"}
+SET_BY_KEY = {
+    "model": "weights",
+    "max_model_len": "max_model_len",
+    "tensor_parallel_size": "tensor_parallel",  # so that the worker holds as many GPUs
+    "pipeline_parallel_size": "pipeline_parallel",
+}
 SET_BY_WORKER = ("additional_config", "disable_log_stats", "shutdown_timeout")
 
 # The job parameters that `defaults` may set. Jobs' own values are checked at the edge, not here.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from common import gpus
 from common.catalogue_keys import ENGINE_KEYS, SET_BY_KEY, SET_BY_WORKER
 from common.model import Model
 
@@ -15,7 +16,7 @@ Found = Iterator[tuple[str, str]]
 
 def contradictions(model: Model) -> list[str]:
     """Everything in the entry that contradicts something else in it, with its line."""
-    rules = [_weights, _gguf, *((_twice, _vllm_options, _cpu) if model.engine == "vllm" else ())]
+    rules = [_weights, _gguf, gpus.contradictions, *((_twice, _vllm_options, _cpu) if model.engine == "vllm" else ())]
     return [f"{model.place_of(key)}: [models.{model.alias}] {reason}" for rule in rules for key, reason in rule(model)]
 
 

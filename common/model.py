@@ -9,11 +9,12 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.catalogue_keys import ENGINE_KEYS, Kind
+from common import gpus
+from common.catalogue_keys import ENGINE_KEYS, FIELDS, Kind
 from common.errors import SettingsInvalid
 from common.presets import PRESETS
 
@@ -43,6 +44,9 @@ class Model:
     kv_cache_dtype: str | None = None
     tokenizer: str | None = None
     hf_config_path: str | None = None
+    gpu_share: float | None = None  # of each GPU that it needs; 0: it needs none; not said: the engine's default
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
     #: file:line of each key, by its name; of an option by `options.<name>`.
     places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -70,6 +74,26 @@ class Model:
         if "kv_cache_memory_bytes" in self.options:  # the exact size takes the place of the preset's share
             merged.pop("gpu_memory_utilization", None)
         return merged
+
+    @property
+    def share(self) -> float:
+        """The share of each of its GPUs that a worker holds; 0 when it runs without any."""
+        return gpus.default_share(self.engine, self.preset, self.options) if self.gpu_share is None else self.gpu_share
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs hold the model together, where there are any."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+    def spread(self, **sizes: int | None) -> Model:
+        """The same model with other `tensor_parallel` or `pipeline_parallel`; raises SettingsInvalid if it cannot."""
+        given = {name: size for name, size in sizes.items() if size is not None}
+        for name, size in given.items():
+            engines = FIELDS[name].engines
+            if size < 1 or self.engine not in engines:
+                allowed = f"1 or more, for engine {' or '.join(engines)}"
+                raise SettingsInvalid(f"{name} is {size} for {self.alias} (engine {self.engine}); allowed: {allowed}")
+        return replace(self, **given)
 
     def place_of(self, key: str) -> str:
         """file:line of a key (`dtype`) or an option (`options.dtype`), else of the entry."""

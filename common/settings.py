@@ -75,6 +75,16 @@ class Settings(BaseSettings):
         None, description="jobs a worker runs at once; none: the catalogue's, else the kind's default"
     )
     grace_s: Seconds = Field(30.0, description="how long a stopping worker lets its jobs finish")
+    device: str | None = Field(
+        None,
+        pattern=r"^(auto|cpu|\d+(,\d+)*)$",
+        description="the node's GPUs a worker may hold (1 or 0,1), auto, or cpu; none: a free one, else CPU",
+    )
+    device_wait: bool = Field(True, description="wait for a GPU that other workers hold; false: end with an error")
+    device_lock_dir: Path | None = Field(
+        None, description="where a node's workers lock its GPUs; none: /tmp/jarvis-<user id>"
+    )
+    devices: str = Field("", description="simulated GPUs in place of the node's, for tests: 0:24GiB,1:24GiB")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe level that is logged"
     )

@@ -27,6 +27,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("what", help="generation, embedding, or the import path of a settings class")
     parser.add_argument("--model", help="alias in the catalogue (default: the kind's first)")
     parser.add_argument("--slots", type=int, help="jobs to run at once (default: the catalogue's)")
+    parser.add_argument("--device", help="GPUs to hold (1 or 0,1), auto, or cpu (default: a free one of this node)")
+    parser.add_argument("--no-wait", action="store_true", help="end when the GPUs are taken; --burst does so too")
+    parser.add_argument("--tensor-parallel", type=int, metavar="N", help="GPUs that share every layer of the model")
+    parser.add_argument("--pipeline-parallel", type=int, metavar="N", help="GPUs (or groups) that share out its layers")
     parser.add_argument("--burst", action="store_true", help="exit once no job is left")
     parser.add_argument("--check", action="store_true", help="say whether a live worker serves the queue, and exit")
     parser.add_argument("--watch", metavar="DIR", help="start again whenever a file in this folder changes")
@@ -44,9 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     from workers.settings_class import effective_settings
 
     try:
-        settings = load_settings(**({"slots": args.slots} if args.slots else {}))
+        settings = load_settings(**of_flags(args))
         log_to_stderr("debug" if args.verbose else settings.log_level)
-        kwargs = worker_settings(args.what, args.model, settings)
+        spread = {"tensor_parallel": args.tensor_parallel, "pipeline_parallel": args.pipeline_parallel}
+        kwargs = worker_settings(args.what, args.model, settings, spread)
         if args.check:
             queue = kwargs.get("queue_name", default_queue_name)
             return asyncio.run(check(queue, effective_settings(settings, kwargs)))
@@ -59,7 +64,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def worker_settings(what: str, model: str | None, settings: Settings) -> dict[str, Any]:
+def of_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that flags set."""
+    values: dict[str, Any] = {"slots": args.slots, "device": args.device}
+    if args.no_wait or args.burst:
+        values["device_wait"] = False
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def worker_settings(
+    what: str, model: str | None, settings: Settings, spread: dict[str, int | None] | None = None
+) -> dict[str, Any]:
     """The worker's settings for a kind of the catalogue or a settings class."""
     from common.errors import SettingsInvalid
 
@@ -81,7 +96,7 @@ def worker_settings(what: str, model: str | None, settings: Settings) -> dict[st
     models = catalogue.of_kind(what)
     if not models:
         raise SettingsInvalid(f"{settings.catalogue} has no {what} model")
-    chosen = catalogue.get(what, model) if model else models[0]
+    chosen = (catalogue.get(what, model) if model else models[0]).spread(**spread or {})
     if what == "generation":
         from workers.generation import settings_for
     else:
@@ -116,7 +131,9 @@ async def check(queue: str, settings: Settings) -> int:
     finally:
         await client.close()
     for worker in workers:
-        print(f"{queue}: {worker['id']} with {worker['slots']} slots on {worker['device']}")
+        share = worker.get("gpu_share")
+        of_it = f" (share {share:g})" if share else ""
+        print(f"{queue}: {worker['id']} with {worker['slots']} slots on {worker['device']}{of_it}")
     if not workers:
         print(f"{queue}: no live worker", file=sys.stderr)
     return 0 if workers else 1

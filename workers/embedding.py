@@ -12,6 +12,7 @@ from common.jobs import ClaimedJob, JobResult
 from common.settings import Settings, load_settings
 from workers.engines import embedding_engine
 from workers.engines.revival import Revival
+from workers.placement import leave, settle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,7 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     settings = ctx.get("settings") or load_settings()
     model: Model = ctx.get("model") or Catalogue.load(settings.catalogue).of_kind("embedding")[0]
     started = time.monotonic()
-    engine = embedding_engine(model)
+    engine = embedding_engine(await settle(ctx, model, settings))
     await engine.start()
     ctx.update(settings=settings, model=model, engine=engine, revival=Revival(engine))
     log.info("loaded %s: %s %s in %.1f s", model.queue, model.engine, model.weights, time.monotonic() - started)
@@ -62,6 +63,7 @@ async def on_shutdown(ctx: dict[str, Any]) -> None:
     if "engine" in ctx:
         await ctx["revival"].end()
         await ctx["engine"].stop()
+    leave(ctx)
 
 
 class EmbeddingSettings:

@@ -18,6 +18,7 @@ from common.settings import Settings, load_settings
 from workers.engines import generation_engine
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
 from workers.engines.revival import Revival
+from workers.placement import leave, settle
 
 log = logging.getLogger("jarvis.generation")
 
@@ -158,7 +159,7 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     settings = ctx.get("settings") or load_settings()
     model: Model = ctx.get("model") or Catalogue.load(settings.catalogue).of_kind("generation")[0]
     started = time.monotonic()
-    engine = generation_engine(model)
+    engine = generation_engine(await settle(ctx, model, settings))
     await engine.start()
     ctx.update(settings=settings, model=model, engine=engine, revival=Revival(engine))
     log.info("loaded %s: %s %s in %.1f s", model.queue, model.engine, model.weights, time.monotonic() - started)
@@ -169,6 +170,7 @@ async def on_shutdown(ctx: dict[str, Any]) -> None:
     if "engine" in ctx:
         await ctx["revival"].end()
         await ctx["engine"].stop()
+    leave(ctx)
 
 
 class GenerationSettings:

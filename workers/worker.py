@@ -172,6 +172,7 @@ class Worker(ArqWorker):
             "slots": self.max_jobs,
             "started_at": time.time(),
             "device": self.ctx.get("device", "cpu"),
+            "gpu_share": self.ctx.get("gpu_share", 0.0),
         }
 
     # -- claiming
