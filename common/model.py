@@ -87,7 +87,7 @@ class Model:
 
     def spread(self, **sizes: int | None) -> Model:
         """The same model with other `tensor_parallel` or `pipeline_parallel`; raises SettingsInvalid if it cannot."""
-        given = {name: size for name, size in sizes.items() if size is not None}
+        given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
         for name, size in given.items():
             engines = FIELDS[name].engines
             if size < 1 or self.engine not in engines:

@@ -20,6 +20,8 @@ import msgspec
 
 from common.errors import SettingsInvalid
 
+#: Not in $TMPDIR or $XDG_RUNTIME_DIR: workers of one user may differ in them, and must meet here.
+OWN_FOLDER = f"/tmp/jarvis-{os.getuid()}"
 GATE = "gate"
 SUFFIX = ".hold"
 ROUNDING = 1e-9  # 0.1 + 0.2 + 0.7 fits one card
@@ -52,7 +54,7 @@ class Hold:
     def __init__(self, path: Path, descriptor: int, holder: Holder) -> None:
         self.holder = holder
         self._path = path
-        self._descriptor = descriptor
+        self._descriptor: int | None = descriptor
         _open.add(descriptor)
 
     @property
@@ -62,10 +64,11 @@ class Hold:
 
     def release(self) -> None:
         """Let them go; does nothing the second time."""
-        if self._descriptor in _open:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
             self._path.unlink(missing_ok=True)
-            _open.discard(self._descriptor)
-            os.close(self._descriptor)
+            _open.discard(descriptor)
+            os.close(descriptor)
 
 
 class DeviceLocks:
@@ -145,8 +148,7 @@ def _holder(path: Path) -> Holder | None:
 
 
 def _own_folder() -> Path:
-    # Not $TMPDIR or $XDG_RUNTIME_DIR: workers of one user may differ in them, and must meet here.
-    folder = Path(f"/tmp/jarvis-{os.getuid()}")
+    folder = Path(OWN_FOLDER)
     _make(folder)
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:

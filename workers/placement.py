@@ -108,7 +108,7 @@ def for_engine(model: Model, placement: Placement) -> Model:
         options["tensor_parallel_size"] = model.tensor_parallel
     if model.pipeline_parallel > 1:
         options["pipeline_parallel_size"] = model.pipeline_parallel
-    if placement.hold is not None and not any(device.simulated for device in placement.devices):
+    if placement.devices and not any(device.simulated for device in placement.devices):
         of_share = model.engine_options.get("gpu_memory_utilization", UTILIZATION)
         options["gpu_memory_utilization"] = round(of_share * placement.share, 4)
     return replace(model, options={**options, **model.options})
@@ -172,7 +172,7 @@ def _placed_by_ray(model: Model) -> Placement:
     if importlib.util.find_spec("ray") is None:
         raise SettingsInvalid(
             f"{model.place}: options of {model.alias}: distributed_executor_backend is ray, which is not installed: "
-            "pip install 'jarvis[ray]'"
+            "pip install -e '.[ray]'"
         )
     log.info("%s runs on %d GPUs that Ray chooses; nothing is locked here", model.queue, model.gpu_count)
     return Placement(f"{model.gpu_count} GPUs by Ray", model.share)

@@ -108,6 +108,10 @@ async def until(met: Callable[[], bool | Awaitable[bool]], what: str, log: Calla
         await asyncio.sleep(0.02)
 
 
+def child_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
 @pytest_asyncio.fixture
 async def node(place: Place, tmp_path: Path) -> AsyncIterator[Node]:
     node = Node(place, tmp_path)
@@ -156,7 +160,11 @@ async def test_a_model_over_two_gpus_waits_until_both_are_free_and_takes_none_be
     assert await node.device("whole", second) != await node.device("whole", first)
     for worker in (first, second):
         worker.kill()
-    await until(lambda: sum("runs on GPU" in node.log(one) for one in wide) == 1, "one of them has both", lambda: "".join(map(node.log, wide)))
+    await until(
+        lambda: sum("runs on GPU" in node.log(one) for one in wide) == 1,
+        "one of them has both",
+        lambda: "".join(map(node.log, wide)),
+    )
     runs = next(one for one in wide if "runs on GPU" in node.log(one))
     assert await node.device("wide", runs) == "GPU 0 (simulated), GPU 1 (simulated)"
     other = next(one for one in wide if one is not runs)
@@ -192,7 +200,7 @@ async def test_a_named_device_is_taken_and_locked(node: Node) -> None:
 async def test_what_the_worker_started_neither_keeps_its_gpu_nor_takes_it_along(node: Node) -> None:
     first = await node.start("whole", cards=ONE)
     await node.device("whole", first)
-    beat = int(Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()[0])
+    beat = child_of(first.pid)
     os.kill(beat, signal.SIGSTOP)  # it cannot notice that its worker is gone
     try:
         first.kill()
