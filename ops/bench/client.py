@@ -20,6 +20,7 @@ class Connection:
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self.headers: dict[str, str] = {}  # of the latest answer, names in lower case
 
     async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port, limit=2**24)
@@ -54,17 +55,18 @@ class Connection:
         await self._writer.drain()
 
     async def _answer(self, path: str) -> AsyncIterator[bytes]:
-        head = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
-        status = int(head.split(" ", 2)[1])
-        chunks = self._chunks() if "transfer-encoding: chunked" in head else self._whole(head)
+        first, *lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+        status = int(first.split(" ", 2)[1])
+        pairs = (line.partition(":") for line in lines if line)
+        self.headers = {name.lower(): value.strip() for name, _, value in pairs}
+        chunks = self._chunks() if self.headers.get("transfer-encoding") == "chunked" else self._whole()
         if status >= 300:
             raise BenchFailed(f"{path} answered {status}: {b''.join([c async for c in chunks]).decode()[:500]}")
         async for chunk in chunks:
             yield chunk
 
-    async def _whole(self, head: str) -> AsyncIterator[bytes]:
-        length = next(line for line in head.splitlines() if line.startswith("content-length:"))
-        yield await self._reader.readexactly(int(length.split(":")[1]))
+    async def _whole(self) -> AsyncIterator[bytes]:
+        yield await self._reader.readexactly(int(self.headers["content-length"]))
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         while size := int((await self._reader.readline()).split(b";")[0], 16):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -105,19 +106,25 @@ async def _answer(engine: Any, question: dict[str, Any]) -> dict[str, Any]:
         for prompt in question["prompts"]
     ]
     started = time.perf_counter()
-    runs = [_run(engine, f"{question['name']}-{i}", request, started) for i, request in enumerate(requests)]
+    runs = [_run(engine, f"{question['name']}-{i}", request) for i, request in enumerate(requests)]
     done = await asyncio.gather(*runs)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "tokens": sum(tokens for tokens, _ in done), "first_s": [first for _, first in done]}
+    gaps_s = [later - sooner for _, moments in done for sooner, later in pairwise(moments)]
+    return {
+        "seconds": seconds,
+        "tokens": sum(tokens for tokens, _ in done),
+        "first_s": [moments[0] - started for _, moments in done],
+        "gaps_s": gaps_s,
+    }
 
 
-async def _run(engine: Any, name: str, request: Any, started: float) -> tuple[int, float]:
-    tokens, first = 0, 0.0
+async def _run(engine: Any, name: str, request: Any) -> tuple[int, list[float]]:
+    tokens, moments = 0, []
     async for delta in engine.generate(name, request):
-        if not tokens and delta.token_ids:
-            first = time.perf_counter() - started
+        if delta.token_ids:
+            moments.append(time.perf_counter())
         tokens += len(delta.token_ids)
-    return tokens, first
+    return tokens, moments
 
 
 def main(catalogue: str) -> None:

@@ -107,19 +107,30 @@ async def _measure(place: loads.Place, prompts: list[str], max_tokens: int, sing
         "tokens": whole.tokens,
         "tokens_s": whole.tokens / whole.seconds,
         "stream_tokens_s": streamed.tokens / streamed.seconds,
+        "stream_first_ms": 1000 * figures.percentile(streamed.first_s, 50),
+        "stream_gap_ms": 1000 * figures.percentile(streamed.gaps_s, 50),
+        "stream_gap_p99_ms": 1000 * figures.percentile(streamed.gaps_s, 99),
         "first_token_ms": figures.percentile(first, 50),
         "first_token_p99_ms": figures.percentile(first, 99),
     }
 
 
 def ratios(rounds: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Tokens/s through the API over those of the engine and the server; milliseconds added to the first token."""
+    """Tokens/s through the API over those of the engine and the server; milliseconds added to the first token.
+
+    With all streams at once, against the server: `stream_ttft_added_ms`, and the gap between tokens (p99) over its.
+    """
     added = [one["api"]["first_token_ms"] - one["direct"]["first_token_ms"] for one in rounds]
     beside = {"direct": ["direct"], "server": ["server"]}
     found = {f"vs_{name}": figures.ratio(rounds, "api", "tokens_s", them) for name, them in beside.items()}
     found["ttft_added_ms"] = statistics.median(added)
     for name, them in beside.items():
         found[f"vs_{name}_streams"] = figures.ratio(rounds, "api", "stream_tokens_s", them)
+    both = [(one["api"], one["server"]) for one in rounds if "server" in one]
+    if both:
+        added = [ours["stream_first_ms"] - theirs["stream_first_ms"] for ours, theirs in both]
+        found["stream_ttft_added_ms"] = statistics.median(added)
+        found["stream_gap_p99_vs_server"] = figures.ratio(rounds, "api", "stream_gap_p99_ms", ["server"])
     return found
 
 
@@ -184,7 +195,8 @@ def flags(arguments: Mapping[str, Any]) -> list[str]:
 def _told(row: Mapping[str, Any]) -> str:
     return (
         f"{row['tokens_s']:,.0f} tokens/s, streams {row['stream_tokens_s']:,.0f}, first token"
-        f" {row['first_token_ms']:.1f} ms ({row['tokens']} tokens)"
+        f" {row['first_token_ms']:.1f} ms ({row['tokens']} tokens); all streams: first {row['stream_first_ms']:.0f} ms,"
+        f" gaps {row['stream_gap_ms']:.1f}, p99 {row['stream_gap_p99_ms']:.1f} ms"
     )
 
 

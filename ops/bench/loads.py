@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, pairwise
 from typing import Any, Protocol
 
 from ops.bench.client import Connection
@@ -29,10 +29,12 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Load:
-    """What one burst of prompts made and how long it took."""
+    """What one burst of prompts made and how long it took; of streams also when their pieces came (seconds)."""
 
     tokens: int
     seconds: float
+    first_s: list[float] = field(default_factory=list)  # from a request to its first token, one a stream
+    gaps_s: list[float] = field(default_factory=list)  # between a stream's tokens, of all streams
 
 
 class Place(Protocol):
@@ -58,7 +60,7 @@ class Engine:
     async def whole(self, prompts: Sequence[str], max_tokens: int) -> Load:
         """All prompts into the engine at once."""
         answer = await self._ask(prompts, max_tokens)
-        return Load(answer["tokens"], answer["seconds"])
+        return Load(answer["tokens"], answer["seconds"], answer["first_s"], answer["gaps_s"])
 
     streamed = whole
 
@@ -84,29 +86,28 @@ class Api:
         return await _load(self._port, prompts, lambda c, prompt: self._wait(c, prompt, max_tokens))
 
     async def streamed(self, prompts: Sequence[str], max_tokens: int) -> Load:
-        """One submit and one reader of its events a prompt."""
-        return await _load(self._port, prompts, lambda c, prompt: self._follow(c, prompt, max_tokens))
+        """One `POST /v1/jobs` a prompt, answered with the job's events."""
+        ids: list[str] = []
+        load = await _streams(self._port, prompts, lambda c, prompt: self._pieces(c, prompt, max_tokens, ids))
+        async with Connection(self._port) as connection:
+            tokens = [_tokens(await connection.call("GET", f"/v1/jobs/{job_id}")) for job_id in ids]
+        return replace(load, tokens=sum(tokens))
 
     async def first_token_s(self, prompt: str, max_tokens: int) -> float:
         """From the submit to the first `token` event."""
-        async with Connection(self._port) as connection:
-            started = time.perf_counter()
-            record = await connection.call("POST", "/v1/jobs", self._body(prompt, max_tokens))
-            first = None
-            async for event in connection.events("GET", record["links"]["events"]):
-                if first is None and event.get("event") == "token":
-                    first = time.perf_counter() - started
-            return _seen(first)
+        return (await self.streamed([prompt], max_tokens)).first_s[0]
 
     async def _wait(self, connection: Connection, prompt: str, max_tokens: int) -> int:
         body = self._body(prompt, max_tokens)
         return _tokens(await connection.call("POST", "/v1/jobs", body, {"prefer": "wait=60"}))
 
-    async def _follow(self, connection: Connection, prompt: str, max_tokens: int) -> int:
-        record = await connection.call("POST", "/v1/jobs", self._body(prompt, max_tokens))
-        async for _ in connection.events("GET", record["links"]["events"]):
-            pass
-        return _tokens(await connection.call("GET", record["links"]["self"]))
+    async def _pieces(
+        self, connection: Connection, prompt: str, max_tokens: int, ids: list[str]
+    ) -> AsyncIterator[float]:
+        async for event in connection.events("POST", "/v1/jobs", self._body(prompt, max_tokens)):
+            if event.get("event") == "token":
+                yield time.perf_counter()
+        ids.append(connection.headers["location"].rpartition("/")[2])
 
     def _body(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         params = {"max_tokens": max_tokens, "temperature": 0}
@@ -126,26 +127,25 @@ class Server:
 
     async def streamed(self, prompts: Sequence[str], max_tokens: int) -> Load:
         """One streamed completion a prompt."""
-        return await _load(self._port, prompts, lambda c, prompt: self._stream(c, prompt, max_tokens))
+        usages: list[int] = []
+        load = await _streams(self._port, prompts, lambda c, prompt: self._pieces(c, prompt, max_tokens, usages))
+        return replace(load, tokens=sum(usages))
 
     async def first_token_s(self, prompt: str, max_tokens: int) -> float:
         """From the request to the first chunk."""
-        async with Connection(self._port) as connection:
-            started = time.perf_counter()
-            first = None
-            async for event in connection.events("POST", "/v1/completions", self._body(prompt, max_tokens, True)):
-                if first is None and '"choices":[{' in event["data"].replace(" ", ""):
-                    first = time.perf_counter() - started
-            return _seen(first)
+        return (await self.streamed([prompt], max_tokens)).first_s[0]
 
     async def _complete(self, connection: Connection, prompt: str, max_tokens: int) -> int:
         return _tokens(await connection.call("POST", "/v1/completions", self._body(prompt, max_tokens, False)))
 
-    async def _stream(self, connection: Connection, prompt: str, max_tokens: int) -> int:
-        last: dict[str, str] = {}
+    async def _pieces(
+        self, connection: Connection, prompt: str, max_tokens: int, usages: list[int]
+    ) -> AsyncIterator[float]:
         async for event in connection.events("POST", "/v1/completions", self._body(prompt, max_tokens, True)):
-            last = event if "usage" in event["data"] else last
-        return _tokens(json.loads(last["data"]))
+            if '"usage":{' in event["data"]:
+                usages.append(_tokens(json.loads(event["data"])))
+            elif '"choices":[{' in event["data"]:
+                yield time.perf_counter()
 
     def _body(self, prompt: str, max_tokens: int, stream: bool) -> dict[str, Any]:
         body = {"model": self._alias, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "stream": stream}
@@ -168,15 +168,28 @@ async def _load(port: int, prompts: Sequence[str], run: Callable[[Connection, st
     return Load(sum(tokens), time.perf_counter() - started)
 
 
+async def _streams(
+    port: int, prompts: Sequence[str], pieces: Callable[[Connection, str], AsyncIterator[float]]
+) -> Load:
+    """All prompts at once; `pieces` gives the moment (perf_counter, s) of each piece of an answer."""
+
+    async def one(prompt: str) -> list[float]:
+        async with Connection(port) as connection:
+            asked = time.perf_counter()
+            return [asked, *[moment async for moment in pieces(connection, prompt)]]
+
+    started = time.perf_counter()
+    moments = await asyncio.gather(*(one(prompt) for prompt in prompts))
+    seconds = time.perf_counter() - started
+    if any(len(one) < 2 for one in moments):
+        raise BenchFailed("an answer without a token")
+    gaps_s = [later - sooner for one in moments for sooner, later in pairwise(one[1:])]
+    return Load(0, seconds, [one[1] - one[0] for one in moments], gaps_s)
+
+
 def _tokens(answer: dict[str, Any]) -> int:
     usage = answer.get("usage")
     if not usage:
         raise BenchFailed(f"no usage in {answer}")
     tokens: int = usage["completion_tokens"]
     return tokens
-
-
-def _seen(first: float | None) -> float:
-    if first is None:
-        raise BenchFailed("an answer without a token")
-    return first

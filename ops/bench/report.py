@@ -35,6 +35,9 @@ IDLE: tuple[Column, ...] = (
 GENERATION: tuple[Column, ...] = (
     ("tokens_s", "tokens/s, whole answers", 0),
     ("stream_tokens_s", "tokens/s, streams", 0),
+    ("stream_first_ms", "first token p50 ms, all streams", 0),
+    ("stream_gap_ms", "between tokens p50 ms", 1),
+    ("stream_gap_p99_ms", "p99 ms", 1),
     ("first_token_ms", "first token p50 ms, idle", 1),
     ("first_token_p99_ms", "p99 ms", 1),
 )
