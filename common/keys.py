@@ -15,6 +15,7 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P parked:info           hash    parked id -> why (JSON)
     P idem:<digest>         string  id and fingerprint of the request made with this key
     P queues                set     queues that have ever been used
+    P readers               zset    id -> until when somebody reads its events as they come (ms)
     P scheduler:bell        list    wakes a scheduler when something is due earlier than it thinks
     Q meta                  hash    depth, clock and credit of each lane; service rate
     Q <lane>:users          zset    user -> virtual time; only users with waiting work

@@ -92,6 +92,13 @@ class Event(NamedTuple):
     data: dict[str, Any]
 
 
+class Emitted(NamedTuple):
+    """Leases for which no event was written, since they are lost; ids of the jobs that somebody reads as they run."""
+
+    lost: list[str]
+    read: set[str]
+
+
 class Swept(NamedTuple):
     """What one look of the scheduler moved, and how long until there may be more (None: nothing is waiting)."""
 
@@ -300,13 +307,13 @@ class Queue:
         answers, flat = await scripts.run(self.redis, "turn", *head, *_ends(outcomes))
         return [answer.decode() for answer in answers], _claimed_jobs(flat, queue)
 
-    async def emit(self, queue: str, events: Sequence[Event], kept: int = 65_536) -> list[str]:
-        """Append events of running jobs; returns the leases that are lost. Safe to repeat."""
+    async def emit(self, queue: str, events: Sequence[Event], kept: int = 65_536) -> Emitted:
+        """Append events of running jobs. Safe to repeat."""
         args: list[Any] = []
         for job, seq, event, data in events:
             args += (job.lease, seq, event, encode(data))
-        lost = await scripts.run(self.redis, "emit", self.keys.of_queue(queue), kept, *args)
-        return [lease.decode() for lease in lost]
+        lost, read = await scripts.run(self.redis, "emit", self.keys.of_queue(queue), kept, *args)
+        return Emitted([lease.decode() for lease in lost], {job_id.decode() for job_id in read})
 
     async def renew(self, queue: str, worker: str, about: bytes, leases: Iterable[str]) -> list[str]:
         """Keep the worker alive and its leases from ending; returns the leases that are gone."""

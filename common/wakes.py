@@ -14,11 +14,16 @@ from typing import Any, TypeVar
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
+from common import scripts
 from common.jobs import JobEvent, decode, parse_step
 from common.states import TERMINAL, State
 
 #: News that a follower may leave unread before it has to read the job itself.
 UNREAD = 1_000
+#: How long a job counts as read after its readers were last noted; they are noted anew three times in that time.
+READ_S = 15.0
+#: Lua cannot unpack many more in one call.
+NOTED_AT_ONCE = 2_000
 
 
 class Listener:
@@ -39,12 +44,17 @@ class Listener:
 
     async def news(self, after: int, timeout_s: float) -> list[JobEvent]:
         """The next events after number `after`; none when the job itself must be read (or the time is over)."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._wake.wait()
+        # This runs once an event: asyncio.timeout would cost as much as all the rest of it.
+        alarm = asyncio.get_running_loop().call_later(timeout_s, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            alarm.cancel()
         self._wake.clear()
         must_look, self._must_look = self._must_look, False
         unread, self._unread = self._unread, {}
+        if len(unread) == 1 and after + 1 in unread and not must_look:
+            return [unread[after + 1]]
         fresh = sorted(seq for seq in unread if seq > after)
         if must_look or fresh != list(range(after + 1, after + 1 + len(fresh))):
             return []
@@ -80,16 +90,19 @@ class Wakes:
         self._listeners: dict[str, set[Listener]] = {}
         self._readers: list[asyncio.Task[None]] = []
         self._started: list[asyncio.Event] = []
+        self._noting: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def listen(self, job_id: str) -> AsyncIterator[Listener]:
         """What a follower listens with; it hears everything from here on."""
         with self._listening(job_id, Listener()) as listener:
             self._start()
-            for started in self._started:
-                with suppress(TimeoutError):  # Redis is away: followers look for themselves until it is back
-                    async with asyncio.timeout(1):
+            # When Redis is away, followers look for themselves until it is back.
+            with suppress(TimeoutError, RedisError, OSError):
+                async with asyncio.timeout(1):
+                    for started in self._started:
                         await started.wait()
+                    await self._note([job_id])
             yield listener
 
     @contextmanager
@@ -112,16 +125,33 @@ class Wakes:
 
     async def close(self) -> None:
         """Stop the readers."""
-        for reader in self._readers:
-            reader.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        tasks = [*self._readers, *([self._noting] if self._noting else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._readers.clear()
+        self._noting = None
 
     def _start(self) -> None:
         if not self._readers:
             self._started = [asyncio.Event() for _ in self._prefixes]
             pairs = zip(self._prefixes, self._started, strict=True)
             self._readers = [asyncio.create_task(self._read(prefix, started)) for prefix, started in pairs]
+            self._noting = asyncio.create_task(self._keep_noted())
+
+    async def _keep_noted(self) -> None:
+        while True:
+            await asyncio.sleep(READ_S / 3)
+            with suppress(RedisError, OSError):
+                await self._note([job_id for job_id, heard in self._listeners.items() if _any_follows(heard)])
+
+    async def _note(self, job_ids: list[str]) -> None:
+        # Workers write the events of jobs that nobody reads less often.
+        for prefix in self._prefixes:
+            here = [job_id for job_id in job_ids if f"{{{job_id[4:6]}}}" in prefix]
+            for start in range(0, len(here), NOTED_AT_ONCE):
+                ids = here[start : start + NOTED_AT_ONCE]
+                await scripts.run(self._redis, "read", prefix, int(READ_S * 1000), *ids)
 
     async def _read(self, prefix: str, started: asyncio.Event) -> None:
         streams: Any = {}
@@ -155,6 +185,10 @@ class Wakes:
     def _tell(self, job_id: str, event: JobEvent | None) -> None:
         for listener in self._listeners.get(job_id, ()):
             listener.tell(event)
+
+
+def _any_follows(listeners: set[Listener]) -> bool:
+    return any(not isinstance(listener, EndListener) for listener in listeners)
 
 
 def _event(news: bytes) -> JobEvent | None:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -25,12 +24,9 @@ log = logging.getLogger("jarvis.worker")
 EVENTS_WAITING = 10_000
 #: Events and outcomes in one call: bounds how long one script keeps Redis busy.
 WRITE_BATCH = 500
-#: With more streams than this at once, events wait for each other: what they cost all processes, of which a stream
-#: gains nothing that anybody sees, is the engine's. A job's first event, and those of a job that has ended, go at once.
-FEW_STREAMS = 8
-#: So long for each event that waits, but never longer than PACE_MAX_S: ten events a second are a stream still.
-PACE_S = 0.0015
-PACE_MAX_S = 0.1
+#: Events of a job that nobody reads as they come wait so long for each other. Who comes later reads them all; a worker
+#: that dies takes with it what only waited, and the next one makes it again.
+UNREAD_S = 0.25
 
 
 class Outbox:
@@ -50,11 +46,12 @@ class Outbox:
         self._events: list[Event] = []
         self._outcomes: list[Outcome] = []
         self._growing: dict[str, Event] = {}
-        self._written_at = 0.0
         self._something = asyncio.Event()
         self._room = asyncio.Event()
+        self._unread: set[str] = set()  # leases of jobs that nobody reads, as the last emit said
         self._urgent: set[str] = set()
-        self._hurry = asyncio.Event()
+        self._next_look = 0.0  # when theirs are written too (CLOCK_MONOTONIC, s)
+        self._alarm: asyncio.TimerHandle | None = None
 
     async def add_event(self, event: Event) -> None:
         """Have an event written; waits only when too many are waiting."""
@@ -63,9 +60,10 @@ class Outbox:
             self._growing[event.job.lease] = event
         else:
             self._growing.pop(event.job.lease, None)
-        if event.seq == event.job.seq + 1:
-            self._is_urgent(event.job)
-        self._something.set()
+        if event.job.lease not in self._unread or len(self._events) >= WRITE_BATCH:
+            self._something.set()
+        else:
+            self._set_alarm()
         while len(self._events) > EVENTS_WAITING:
             self._room.clear()
             await self._room.wait()
@@ -82,55 +80,52 @@ class Outbox:
     def add_outcome(self, outcome: Outcome) -> None:
         """Have a job's end written, after its events."""
         self._outcomes.append(outcome)
-        self._is_urgent(outcome.job)
+        self._urgent.add(outcome.job.lease)
+        self._something.set()
 
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
             await self._something.wait()
-            await self._pace()
             self._something.clear()
             events = self._due()
             outcomes, self._outcomes = self._outcomes, []
             for start in range(0, len(events), WRITE_BATCH):
-                some = events[start : start + WRITE_BATCH]
-                self._lost(await patiently(self._queue.emit, self._queue_name, some))
+                await self._emit(events[start : start + WRITE_BATCH])
             self._room.set()
             for start in range(0, len(outcomes), WRITE_BATCH):
                 await self._commit(outcomes[start : start + WRITE_BATCH])
-            if self._events:
-                self._something.set()
 
-    def _early_s(self) -> float:
-        waiting = len(self._events)
-        if waiting <= FEW_STREAMS:
-            return 0.0
-        return self._written_at + min(PACE_MAX_S, waiting * PACE_S) - time.monotonic()
-
-    async def _pace(self) -> None:
-        early_s = self._early_s()
-        if early_s > 0:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(early_s):
-                    await self._hurry.wait()
+    async def _emit(self, events: list[Event]) -> None:
+        emitted = await patiently(self._queue.emit, self._queue_name, events)
+        for event in events:
+            (self._unread.discard if event.job.id in emitted.read else self._unread.add)(event.job.lease)
+        self._lost(emitted.lost)
 
     def _due(self) -> list[Event]:
-        """What is to be written now: everything, or what is urgent. Those of one job go together, in their order."""
-        if self._early_s() <= 0:
+        """What is to be written now. Events of one job go together, in their order."""
+        if time.monotonic() >= self._next_look or len(self._events) >= WRITE_BATCH:
             due, self._events = self._events, []
-            self._written_at = time.monotonic()
+            self._next_look = time.monotonic() + UNREAD_S
+            self._unread.intersection_update([event.job.lease for event in due])  # the others have ended, or pause
         else:
-            due = [event for event in self._events if event.job.lease in self._urgent]
-            self._events = [event for event in self._events if event.job.lease not in self._urgent]
+            later = self._unread - self._urgent
+            due = [event for event in self._events if event.job.lease not in later]
+            self._events = [event for event in self._events if event.job.lease in later]
+            if self._events:
+                self._set_alarm()
         for event in due:
             self._growing.pop(event.job.lease, None)
         self._urgent.clear()
-        self._hurry.clear()
         return due
 
-    def _is_urgent(self, job: ClaimedJob) -> None:
-        self._urgent.add(job.lease)
-        self._hurry.set()
+    def _set_alarm(self) -> None:
+        if self._alarm is None:
+            wait_s = max(0.0, self._next_look - time.monotonic())
+            self._alarm = asyncio.get_running_loop().call_later(wait_s, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
         self._something.set()
 
 

@@ -442,8 +442,8 @@ async def test_a_worker_without_the_lease_writes_no_event(world: World) -> None:
     await world.submit_many(2)
     stale, other = await world.claim(2)
     await world.rescue(stale)
-    lost = await world.queue.emit(QUEUE, [Event(job, job.seq + 1, "token", {}) for job in (stale, other, stale)])
-    assert lost == [stale.lease]
+    emitted = await world.queue.emit(QUEUE, [Event(job, job.seq + 1, "token", {}) for job in (stale, other, stale)])
+    assert emitted.lost == [stale.lease]
     assert await world.results.emitted(stale.id) == []
     assert len(await world.results.emitted(other.id)) == 1
     await world.complete(other)

@@ -107,7 +107,7 @@ class World:
         """Append token events, numbered after the job's last known event."""
         first = (job.seq if start is None else start) + 1
         tokens = [Event(job, first + i, "token", {"text": text}) for i, text in enumerate(texts)]
-        return await self.queue.emit(QUEUE, tokens)
+        return (await self.queue.emit(QUEUE, tokens)).lost
 
     async def renew(self, *leases: str, worker: str = "worker-1") -> list[str]:
         """Beat as a worker does; returns the leases that are lost."""

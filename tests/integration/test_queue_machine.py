@@ -252,7 +252,7 @@ class QueueMachine(RuleBasedStateMachine):
         events = [Event(claimed, delivery.seq + 1 + i, "token", {"text": text}) for i, text in enumerate(texts)]
         lives = self.lives(delivery)
         for _ in range(1 + twice):
-            lost = self.wait_for(self.world.queue.emit(QUEUE, events))
+            lost = self.wait_for(self.world.queue.emit(QUEUE, events)).lost
             assert lost == ([] if lives else [claimed.lease])
         if lives:
             delivery.seq += len(texts)

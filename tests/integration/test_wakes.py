@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+import common.wakes
 from common import scripts
 from common.jobs import JobEvent
+from common.queue import Event
 from common.settings import Settings
 from common.wakes import UNREAD, Listener, Wakes
-from tests.conformance.world import World
+from tests.conformance.world import QUEUE, World
 from tests.redis_server import RedisServer
 
 
@@ -131,6 +134,30 @@ async def test_one_call_that_moves_many_jobs_wakes_all_of_them(world: World, wak
         await world.claim(3)
         await woken(first)
         await woken(last)
+
+
+async def test_workers_hear_which_jobs_are_read_for_as_long_as_somebody_reads_them(
+    world: World, wakes: Wakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common.wakes, "READ_S", 0.3)
+    await world.submit_many(2)
+    followed, awaited = await world.claim(2)
+    numbers = count(followed.seq + 1)
+
+    async def read() -> set[str]:
+        events = [
+            Event(job, number, "token", {"text": ""}) for number in [next(numbers)] for job in (followed, awaited)
+        ]
+        return (await world.queue.emit(QUEUE, events)).read
+
+    assert await read() == set()
+    async with wakes.listen(followed.id):
+        with wakes.listen_for_end(awaited.id):
+            for _ in range(20):  # three times as long as it was noted for at first
+                assert await read() == {followed.id}
+                await asyncio.sleep(0.05)
+    await asyncio.sleep(0.4)  # nobody reads any more: what was noted has ended
+    assert await read() == set()
 
 
 async def test_each_shard_has_one_reader(world: World, wakes: Wakes) -> None:

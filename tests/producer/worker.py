@@ -59,7 +59,7 @@ class PlayedWorker:
         """Emit one event."""
         self.last_seq[job.id] += 1
         written = Event(job, self.last_seq[job.id], event, data)
-        assert await self.queue.emit(self.name, [written]) == []
+        assert (await self.queue.emit(self.name, [written])).lost == []
 
     async def finish(self, job: ClaimedJob, output: dict[str, Any] | None = None) -> None:
         """Commit a result."""

@@ -10,7 +10,7 @@ import pytest
 import workers.outbox
 from common.errors import JobFailed
 from common.jobs import ClaimedJob, JobResult
-from common.queue import Event
+from common.queue import Emitted, Event
 from common.scripts import execute
 from tests.worker.place import Place, until
 
@@ -66,6 +66,61 @@ async def test_a_follower_sees_what_the_worker_emits_while_it_runs(place: Place)
             go.set()
     assert texts(seen) == ["first", "second"]
     assert [event.seq for event in seen] == [1, 2, 3, 4, 5]
+
+
+async def test_a_reader_has_each_token_before_the_next_and_without_readers_tokens_share_writes(place: Place) -> None:
+    read = asyncio.Event()
+
+    async def work(ctx: dict[str, Any], job: ClaimedJob, waits: bool) -> str:
+        for n in range(40):
+            read.clear()
+            await ctx["emit"](job, "token", {"text": f"{n} ", "ids": [n]})
+            await (read.wait() if waits else asyncio.sleep(0.01))
+        return "done"
+
+    async def as_job(ctx: dict[str, Any], job: ClaimedJob) -> str:
+        return await work(ctx, job, job.spec.input["waits"])
+
+    await place.worker(as_job)
+    unread = await place.submit(input={"waits": False})
+    await place.end(unread)
+    shared = texts(await place.results.events(unread))
+    assert "".join(shared) == "".join(f"{n} " for n in range(40))
+    assert len(shared) < 15, "40 tokens in at least 0.4 s, one write each quarter of a second"
+
+    followed, seen = await place.submit(input={"waits": True}), []
+    async with asyncio.timeout(40 * workers.outbox.UNREAD_S / 2):  # less than it takes when nobody seems to read
+        async for event in place.results.follow(followed):
+            seen.append(event)
+            if event.event == "token":
+                read.set()
+    assert texts(seen) == [f"{n} " for n in range(40)]
+
+
+async def test_a_reader_who_comes_late_has_what_was_said_and_then_each_token(place: Place) -> None:
+    read, halfway = asyncio.Event(), asyncio.Event()
+
+    async def work(ctx: dict[str, Any], job: ClaimedJob) -> str:
+        for n in range(60):
+            read.clear()
+            await ctx["emit"](job, "token", {"text": f"{n} ", "ids": [n]})
+            if n < 20:
+                await asyncio.sleep(0.005)
+                continue
+            halfway.set()
+            await read.wait()
+        return "done"
+
+    await place.worker(work)
+    job = await place.submit()
+    await halfway.wait()
+    said = ""
+    async with asyncio.timeout(40 * workers.outbox.UNREAD_S / 2):
+        async for event in place.results.follow(job):
+            said += event.data.get("text", "")
+            if said.endswith(tuple(f"{n} " for n in range(20, 60))):
+                read.set()
+    assert said == "".join(f"{n} " for n in range(60))
 
 
 async def test_events_of_a_lost_lease_are_not_written_and_stop_the_run(place: Place) -> None:
@@ -141,7 +196,7 @@ async def test_a_job_that_emits_faster_than_redis_takes_waits(place: Place, monk
     worker = await place.worker(work)
     emit = worker.queue.emit
 
-    async def slow(queue: str, events: list[Event]) -> list[str]:
+    async def slow(queue: str, events: list[Event]) -> Emitted:
         await redis_is_back.wait()
         return await emit(queue, events)
 
