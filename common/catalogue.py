@@ -29,11 +29,11 @@ class Catalogue:
         return cls(Path(path), Reader(Path(path)).models())
 
     def get(self, kind: str, alias: str) -> Model:
-        """The model of this kind and alias; raises UnknownModel listing those that exist."""
-        model = self.models.get(alias)
-        if model is None or model.kind != kind:
-            raise UnknownModel(kind, alias, [known.alias for known in self.of_kind(kind)])
-        return model
+        """The model of this kind with this alias, or with an adapter of it; raises UnknownModel listing them."""
+        for model in self.of_kind(kind):
+            if alias in model.aliases:
+                return model
+        raise UnknownModel(kind, alias, [name for model in self.of_kind(kind) for name in model.aliases])
 
     def of_kind(self, kind: str) -> list[Model]:
         """All models of one kind, in the file's order."""
@@ -42,4 +42,4 @@ class Catalogue:
     def check_weights(self) -> None:
         """Raise SettingsInvalid for the first model whose local weights are missing or do not fit."""
         for model in self.models.values():
-            model.weights_path()
+            model.check_weights()

@@ -17,6 +17,7 @@ from common.catalogue_keys import DEFAULTS, ENGINES, FIELDS, OPTIONS, SLOTS, Key
 from common.contradictions import contradictions
 from common.errors import CatalogueInvalid, shown
 from common.model import Model
+from common.speculative import FIELDS as SPECULATIVE
 
 ALIAS = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 #: Read by name; every other key of FIELDS is a field of Model as it stands.
@@ -51,6 +52,7 @@ class Reader:
             self.problems.append(f"{self.path}: no model: write one as [models.<alias>]")
             entries = {}
         found = {alias: self.model(alias, entry) for alias, entry in entries.items()}
+        self.check_aliases(entries)
         if self.problems:
             raise CatalogueInvalid(self.problems)
         return {alias: model for alias, model in found.items() if model is not None}
@@ -70,6 +72,8 @@ class Reader:
         self.check_values(where, entry, engine)
         self.check((*where, "defaults"), entry.get("defaults", {}), DEFAULTS[kind])
         self.check((*where, "options"), entry.get("options", {}), OPTIONS[engine])
+        self.check((*where, "speculative"), entry.get("speculative", {}), SPECULATIVE)
+        self.check_adapters((*where, "adapters"), entry.get("adapters", {}))
         if len(self.problems) > before:  # of wrong types nothing more can be said
             self.required(where, entry, kind, engine)
             return None
@@ -119,7 +123,7 @@ class Reader:
             self.wrong(where, "weights", "weights is missing: a folder, a .gguf file, a hub id or package:…")
         if kind == "generation" and "max_model_len" not in entry:
             self.wrong(where, "max_model_len", "max_model_len is missing (tokens of prompt and answer together)")
-        for key in ("max_model_len", "slots"):
+        for key in ("max_model_len", "slots", "min_slots"):
             value = entry.get(key, 1)
             if is_of(value, int) and value < 1:
                 self.wrong(where, key, f"{key} is {value}; allowed: 1 or more")
@@ -144,6 +148,24 @@ class Reader:
             elif allowed.allowed and isinstance(value, str) and value not in allowed.allowed:
                 self.wrong(where, key, f"{key} is {shown(value)}; allowed: {', '.join(allowed.allowed)}")
 
+    def check_adapters(self, where: Where, table: Any) -> None:
+        """Note adapters that are no alias with a folder."""
+        for alias, folder in table.items() if isinstance(table, dict) else ():
+            if not ALIAS.match(alias):
+                self.wrong(where, alias, f"alias {shown(alias)}: at most 64 letters, digits and . _ -")
+            if not isinstance(folder, str) or not folder:
+                self.wrong(where, alias, f"{alias} is {shown(folder)}; must be a folder")
+
+    def check_aliases(self, entries: dict[str, Any]) -> None:
+        """Note adapters whose alias is taken: a job names a model or an adapter by its alias alone."""
+        whose = dict.fromkeys(entries, "a model")
+        for model, entry in entries.items():
+            adapters = entry.get("adapters", {}) if isinstance(entry, dict) else {}
+            for alias in adapters if isinstance(adapters, dict) else ():
+                if alias in whose:
+                    self.wrong(("models", model, "adapters"), alias, f"the alias {alias} is taken by {whose[alias]}")
+                whose[alias] = f"an adapter of {model}"
+
     def wrong(self, where: Where, key: str | None, message: str) -> None:
         """Note a mistake."""
         table = ".".join(where)
@@ -155,10 +177,11 @@ class Reader:
         return f"{self.path}:{line}" if line else str(self.path)
 
     def places(self, where: Where, entry: dict[str, Any]) -> dict[str, str]:
-        """file:line of each key of an entry and of each option, for what is found wrong later."""
-        options = entry.get("options", {})
+        """file:line of each key of an entry and of each key of its tables, for what is found wrong later."""
         found = {key: self.place(where, key) for key in entry}
-        return found | {f"options.{key}": self.place((*where, "options"), key) for key in options}
+        for table in ("options", "adapters", "speculative"):
+            found |= {f"{table}.{key}": self.place((*where, table), key) for key in entry.get(table, {})}
+        return found
 
 
 def _line_of(text: str, where: Where, key: str | None) -> int | None:

@@ -44,6 +44,7 @@ FIELDS: dict[str, Key] = {
     "gpu_share": Key(NUMBER),
     "tensor_parallel": Key(int, engines=("vllm", "fake")),
     "pipeline_parallel": Key(int, engines=("vllm", "fake")),
+    "min_slots": Key(int, engines=("vllm",)),
     "preset": Key(str, allowed=tuple(PRESETS), engines=("vllm",)),
     "revision": Key(str, engines=("vllm", "sentence-transformers")),
     "dtype": Key(str, allowed=DTYPES, engines=("vllm", "sentence-transformers")),
@@ -52,6 +53,8 @@ FIELDS: dict[str, Key] = {
     "kv_cache_dtype": Key(str, engines=("vllm",)),
     "tokenizer": Key(str, engines=("vllm",)),
     "hf_config_path": Key(str, engines=("vllm",)),
+    "adapters": Key(dict, engines=("vllm", "fake")),
+    "speculative": Key(dict, engines=("vllm",)),
     "defaults": Key(dict),
     "options": Key(dict),
 }

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from common import gpus
 from common.catalogue_keys import ENGINE_KEYS, SET_BY_KEY, SET_BY_WORKER
 from common.model import Model
+from common.speculative import contradiction
 
 Found = Iterator[tuple[str, str]]
 
 
 def contradictions(model: Model) -> list[str]:
     """Everything in the entry that contradicts something else in it, with its line."""
-    rules = [_weights, _gguf, gpus.contradictions, *((_twice, _vllm_options, _cpu) if model.engine == "vllm" else ())]
+    of_vllm = (_twice, _vllm_options, _cpu, _slots, _adapters, _speculative)
+    rules = [_weights, _gguf, gpus.contradictions, *(of_vllm if model.engine == "vllm" else ())]
     return [f"{model.place_of(key)}: [models.{model.alias}] {reason}" for rule in rules for key, reason in rule(model)]
 
 
@@ -74,3 +76,23 @@ def _cpu(model: Model) -> Found:
             "options.gpu_memory_utilization",
             "preset cpu has no use for gpu_memory_utilization; kv_cache_memory_bytes sizes its cache",
         )
+
+
+def _slots(model: Model) -> Found:
+    if model.least_slots > model.slots:
+        yield "min_slots", f"min_slots ({model.min_slots}) is above slots ({model.slots})"
+
+
+def _adapters(model: Model) -> Found:
+    if model.adapters and model.options.get("enable_lora") is False:
+        yield "options.enable_lora", "enable_lora is false, and there are adapters"
+
+
+def _speculative(model: Model) -> Found:
+    if model.speculative is None:
+        return
+    if "speculative_config" in model.options:
+        yield "options.speculative_config", "speculation is set twice: as speculative and as options.speculative_config"
+    if found := contradiction(model.speculative):
+        key, reason = found
+        yield f"speculative.{key}" if key in model.speculative else "speculative", reason

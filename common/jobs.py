@@ -33,11 +33,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_attempts: int | None = None
     retry_of: str | None = None
     function: str = ""  # the job function, when it is not named like the kind (a worker's cron jobs)
+    served_by: str = ""  # the model whose workers run it, when that is another one: an adapter's base
 
     @property
     def queue(self) -> str:
         """The queue that serves it, e.g. `generation:demo`."""
-        return f"{self.kind}:{self.model}"
+        return f"{self.kind}:{self.served_by or self.model}"
 
 
 class Work(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -46,6 +47,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     input: dict[str, Any]
     params: dict[str, Any] = {}
     function: str = ""
+    model: str = ""  # what was asked for, when that is not the queue's model but an adapter of it
     v: int = 1  # version of this encoding; a worker parks what it does not know
 
 
@@ -66,7 +68,7 @@ class ClaimedJob(msgspec.Struct, frozen=True):
     timeout_s: float
     raw: bytes  # the encoded Work
     kind: str
-    model: str
+    model: str  # the queue's
     max_attempts: int = 3
     suspect: bool = False  # the next death of its worker would park it: it runs alone, so that no other dies with it
 
@@ -78,12 +80,13 @@ class ClaimedJob(msgspec.Struct, frozen=True):
             raise msgspec.ValidationError(f"unknown encoding version {work.v}")
         return JobSpec(
             kind=self.kind,
-            model=self.model,
+            model=work.model or self.model,
             input=work.input,
             params=work.params,
             user=self.user,
             priority=self.lane,
             function=work.function,
+            served_by=self.model if work.model else "",
         )
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from common import gpus
+from common.adapters import Adapter
 from common.catalogue_keys import ENGINE_KEYS, FIELDS, Kind
 from common.errors import SettingsInvalid
 from common.presets import PRESETS
+from common.speculative import check_vocabulary
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 GGUF = ".gguf"
@@ -47,13 +49,21 @@ class Model:
     gpu_share: float | None = None  # of each GPU that it needs; 0: it needs none; not said: the engine's default
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
-    #: file:line of each key, by its name; of an option by `options.<name>`.
+    min_slots: int | None = None
+    adapters: dict[str, str] = field(default_factory=dict)  # folder by alias
+    speculative: dict[str, Any] | None = None
+    #: file:line of each key, by its name; of what stands in a table by `<table>.<name>`.
     places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def queue(self) -> str:
         """The queue whose jobs this model runs, e.g. `generation:demo`."""
         return f"{self.kind}:{self.alias}"
+
+    @property
+    def aliases(self) -> list[str]:
+        """What jobs may ask for: the model, and each of its adapters."""
+        return [self.alias, *self.adapters]
 
     @property
     def gguf(self) -> bool:
@@ -94,6 +104,35 @@ class Model:
                 allowed = f"1 or more, for engine {' or '.join(engines)}"
                 raise SettingsInvalid(f"{name} is {size} for {self.alias} (engine {self.engine}); allowed: {allowed}")
         return replace(self, **given)
+
+    @property
+    def least_slots(self) -> int:
+        """Jobs that a worker takes even when its engine is short of memory."""
+        return self.min_slots or max(1, self.slots // 8)
+
+    def adapter(self, alias: str) -> Adapter:
+        """The adapter with this alias."""
+        folder = (self.folder / self.adapters[alias]).absolute()
+        return Adapter(alias, folder, self.place_of(f"adapters.{alias}"))
+
+    def speculative_config(self) -> dict[str, Any] | None:
+        """What vLLM is asked for; raises SettingsInvalid when a draft model is missing or has other tokens."""
+        if self.speculative is None or "model" not in self.speculative:
+            return self.speculative
+        place = self.place_of("speculative.model")
+        # A draft may know fewer positions than the model: vLLM does not ask it beyond them.
+        draft = replace(self, weights=self.speculative["model"], max_model_len=1, place=place).weights_path()
+        check_vocabulary(place, self.weights_path(), draft)
+        return self.speculative | {"model": draft}
+
+    def check_weights(self) -> None:
+        """Raise SettingsInvalid when weights, adapters or a draft model are missing or do not fit together."""
+        self.weights_path()
+        if self.engine == "fake":
+            return
+        self.speculative_config()
+        for alias in self.adapters:
+            self.adapter(alias).rank(self.options.get("max_lora_rank"))
 
     def place_of(self, key: str) -> str:
         """file:line of a key (`dtype`) or an option (`options.dtype`), else of the entry."""

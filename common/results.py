@@ -25,7 +25,7 @@ from common.settings import Settings
 from common.states import TERMINAL, State
 from common.wakes import Wakes
 
-_FIELDS = ["ticket", "history", "worker", "due", "error", "usage", "metadata", "retry_of"]
+_FIELDS = ["ticket", "history", "worker", "due", "error", "usage", "metadata", "retry_of", "model"]
 #: Upper bounds of the wait and run histograms, in seconds (`common/lua/job.lua` has the same); then +Inf.
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 #: Most index entries looked at for one page of a list: bounds what a narrow filter may cost.
@@ -324,7 +324,7 @@ def _record(job_id: str, values: list[bytes | None]) -> JobRecord:
     return JobRecord(
         id=job_id,
         kind=kind,
-        model=model,
+        model=texts.get("model", model),
         status=status,
         priority=ticket.lane,
         user=ticket.user,

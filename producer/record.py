@@ -120,6 +120,7 @@ def result_out(found: StoredResult) -> dict[str, Any]:
     return {
         "id": record.id,
         "kind": record.kind,
+        "model": record.model,
         "status": record.status,
         "output": found.output,
         "usage": record.usage,

@@ -296,17 +296,19 @@ async def replay(request: Request, parked_id: Annotated[str, Path(description="I
 
 @router.get("/v1/models", tags=["models"], summary="The models", responses=answers({200: (ModelsOut, "All models.")}))
 async def models(request: Request) -> Response:
-    """The models of the catalogue, whether a worker runs for them or not."""
+    """The models of the catalogue and their adapters, whether a worker runs for them or not."""
     data = [
         {
-            "id": model.alias,
+            "id": alias,
             "object": "model",
             "created": 0,
             "owned_by": "jarvis",
             "kind": model.kind,
             "max_model_len": model.max_model_len,
+            "parent": None if alias == model.alias else model.alias,
         }
         for model in edge(request).catalogue.models.values()
+        for alias in model.aliases
     ]
     return answer({"object": "list", "data": data})
 

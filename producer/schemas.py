@@ -321,6 +321,7 @@ class ResultOut(BaseModel):
 
     id: str
     kind: str
+    model: str
     status: State
     output: dict[str, JsonValue] | None = Field(
         description="generation: `text`, `finish_reason`; embedding: `embeddings`, `dimensions`.",
@@ -455,6 +456,7 @@ class ModelOut(BaseModel):
     owned_by: str
     kind: str
     max_model_len: int
+    parent: str | None = Field(description="The model that an adapter belongs to; null for a model.")
 
 
 class ModelsOut(BaseModel):

@@ -13,7 +13,7 @@ from typing import Any
 
 from common.catalogue import Catalogue, Model
 from common.errors import EngineDead, JobFailed
-from common.jobs import ClaimedJob, JobResult
+from common.jobs import ClaimedJob, JobResult, JobSpec, Priority
 from common.settings import Settings, load_settings
 from workers.engines import generation_engine
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
@@ -37,6 +37,10 @@ SAMPLING = (
 )
 
 
+# The engine's own scheduler takes lower numbers first, and gives up higher ones when memory runs out.
+PRIORITIES: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
+
+
 async def generation(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
     """Run one generation job: stream its tokens as events, return its text."""
     spec = job.spec
@@ -45,7 +49,7 @@ async def generation(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
     answer = Answer(params, emitted)
     try:
         await ctx["revival"].ready()
-        await _run(ctx, job, answer, _request(spec.input, params, answer))
+        await _run(ctx, job, answer, _request(spec, params, answer))
     except EngineDead as death:
         ctx["revival"].begin()
         raise JobFailed("engine_died", str(death), retryable=True) from death
@@ -64,13 +68,15 @@ async def _run(ctx: dict[str, Any], job: ClaimedJob, answer: Answer, request: Ge
     raise EngineDead("the engine ended an answer without a reason")
 
 
-def _request(asked: dict[str, Any], params: dict[str, Any], answer: Answer) -> GenerationRequest:
+def _request(spec: JobSpec, params: dict[str, Any], answer: Answer) -> GenerationRequest:
     return GenerationRequest(
-        prompt=asked.get("prompt"),
-        messages=asked.get("messages"),
+        prompt=spec.input.get("prompt"),
+        messages=spec.input.get("messages"),
         max_tokens=answer.max_tokens,
         sampling={name: params[name] for name in SAMPLING if params.get(name) is not None},
         resume_ids=answer.resumed_ids,
+        adapter=spec.model if spec.served_by else None,
+        priority=PRIORITIES[spec.priority],
     )
 
 

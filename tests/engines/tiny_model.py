@@ -32,6 +32,28 @@ def write_tiny_model(folder: Path, *, chat: bool = True, positions: int = 256) -
     return folder
 
 
+def write_tiny_adapter(folder: Path, seed: int, rank: int = 8) -> Path:
+    """A random LoRA of the tiny model's attention, strong enough to change what it says."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    targets = ["q_proj", "v_proj"]
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4 * rank, "target_modules": targets}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    random = torch.Generator().manual_seed(seed)
+    weights = {
+        f"base_model.model.model.layers.{layer}.self_attn.{target}.lora_{side}.weight": torch.randn(
+            shape, generator=random
+        ).to(torch.bfloat16)
+        for layer in range(2)
+        for target in targets
+        for side, shape in (("A", (rank, 128)), ("B", (128, rank)))
+    }
+    save_file(weights, folder / "adapter_model.safetensors")
+    return folder
+
+
 def _write_tokenizer(folder: Path, *, chat: bool) -> int:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 

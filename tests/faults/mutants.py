@@ -159,7 +159,7 @@ MUTANTS = (
         "a submit acknowledged without Redis",
         "common/queue.py",
         "                raise unavailable(error) from error\n\n",
-        "                return [[b'new', i.encode(), b'1q1795000000000', 0] for i in args[::13]]\n\n",
+        "                return [[b'new', i.encode(), b'1q1795000000000', 0] for i in args[::14]]\n\n",
         f"{REDIS}::test_6_redis_killed_under_submits_loses_nothing_acknowledged",
     ),
     Mutant(
@@ -236,7 +236,7 @@ MUTANTS = (
         "lost replies: a submit sent again has other ids",
         "common/queue.py",
         "            # The reply may be lost though the jobs were accepted.",
-        "            args[::13] = [new_job_id(args[0][4:6]) for _ in args[::13]]\n            # The",
+        "            args[::14] = [new_job_id(args[0][4:6]) for _ in args[::14]]\n            # The",
         LOST,
     ),
     Mutant(

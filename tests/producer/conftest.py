@@ -28,6 +28,7 @@ kind = "generation"
 engine = "vllm"
 weights = "./words"
 max_model_len = 16
+adapters = { terse = "./terse" }
 
 [models.vectors]
 kind = "embedding"

@@ -171,7 +171,8 @@ async def test_a_parked_job_is_listed_and_can_be_replayed(
 async def test_the_models_of_the_catalogue_are_listed(client: httpx.AsyncClient) -> None:
     response = (await client.get("/v1/models")).json()
     assert ModelsOut.model_validate(response).model_dump(mode="json") == response
-    assert [model["id"] for model in response["data"]] == ["echo", "words", "vectors"]
+    listed = [(model["id"], model["parent"]) for model in response["data"]]
+    assert listed == [("echo", None), ("words", None), ("terse", "words"), ("vectors", None)]
 
 
 async def test_health_and_readiness(client: httpx.AsyncClient, worker: PlayedWorker) -> None:

@@ -97,7 +97,8 @@ class FakeGenerationEngine(_FakeEngine):
             raise EngineDead("the fake engine is dead")
 
     def _prompt(self, request: GenerationRequest) -> str:
-        return request.prompt or "\n".join(one["content"] for one in request.messages or [])
+        asked = request.prompt or "\n".join(one["content"] for one in request.messages or [])
+        return f"{request.adapter} {asked}" if request.adapter else asked
 
     def _id(self, prompt: str, n: int) -> int:
         return (zlib.crc32(prompt.encode()) + n) % len(self.words)

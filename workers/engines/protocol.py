@@ -30,6 +30,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     sampling: dict[str, Any] = {}
     resume_ids: list[int] = []
+    adapter: str | None = None  # alias of the model's adapter that answers; None for the model itself
+    priority: int = 0  # lower goes first
 
 
 class GenerationDelta(msgspec.Struct, frozen=True, gc=False):

@@ -20,6 +20,7 @@ from common.catalogue import Model
 from common.errors import EngineDead, JobFailed, SettingsInvalid
 from workers.engines.owner import Owner
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
+from workers.engines.vllm_adapters import lora_arguments, lora_request
 
 STOP_TIMEOUT_S = 3.0  # then SIGKILL: an engine that is let go has nothing left to lose
 ENVIRONMENT = {
@@ -34,6 +35,8 @@ ENVIRONMENT = {
 ARGUMENTS: dict[str, Any] = {
     "max_num_seqs": 256,
     "max_num_batched_tokens": 8192,
+    "enable_prefix_caching": True,
+    "scheduling_policy": "priority",  # a lane is a priority: see `PRIORITIES` in workers/generation.py
     "disable_log_stats": True,
     "enable_log_requests": False,
     "use_tqdm_on_load": False,
@@ -105,16 +108,10 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        options = self.model.engine_options
         known = {one.name for one in fields(AsyncEngineArgs)}
-        if unknown := set(options) - known:
+        if unknown := set(self.model.engine_options) - known:
             raise SettingsInvalid(f"{self.model.place}: options of {self.model.alias}: vLLM has no {sorted(unknown)}")
-        arguments = AsyncEngineArgs(
-            model=self.model.weights_path(),
-            max_model_len=self.model.max_model_len,
-            additional_config=Owner(),
-            **{**ARGUMENTS, **options},
-        )
+        arguments = AsyncEngineArgs(additional_config=Owner(), **engine_arguments(self.model))
         return AsyncLLM.from_engine_args(arguments, stat_loggers=self._stat_loggers)
 
     async def _stop(self) -> None:
@@ -147,9 +144,13 @@ class VllmEngine:
 
         prompt_tokens = len(prompt_ids)
         params = _sampling(llm, request, prompt_tokens)
-        async for output in llm.generate(tokens_input(prompt_ids), params, request_id):
+        async for output in self._asked(llm, tokens_input(prompt_ids), params, request_id, request):
             step = output.outputs[0]
             yield GenerationDelta(step.text, step.token_ids, _reason(step.finish_reason), prompt_tokens)
+
+    def _asked(self, llm: Any, prompt: Any, params: Any, request_id: str, request: GenerationRequest) -> Any:
+        lora = lora_request(self.model, request.adapter)
+        return llm.generate(prompt, params, request_id, lora_request=lora, priority=request.priority)
 
     async def _resume(
         self, llm: Any, request_id: str, prompt_ids: list[int], request: GenerationRequest
@@ -178,12 +179,26 @@ class VllmEngine:
         if reason is not None:
             return
         params.detokenize = False
-        async for output in llm.generate(tokens_input(prompt_ids + resumed), params, request_id):
+        async for output in self._asked(llm, tokens_input(prompt_ids + resumed), params, request_id, request):
             step = output.outputs[0]
             reason = _reason(step.finish_reason)
             detokenizer.update(list(step.token_ids), reason == "stop")
             text = detokenizer.get_next_output_text(reason is not None, True)
             yield GenerationDelta(text, step.token_ids, reason, prompt_tokens)
+
+
+def engine_arguments(model: Model) -> dict[str, Any]:
+    """What vLLM is started with for a catalogue entry; raises SettingsInvalid for weights that do not fit."""
+    from vllm.platforms import current_platform
+
+    return {
+        "model": model.weights_path(),
+        "max_model_len": model.max_model_len,
+        **ARGUMENTS,
+        **({"speculative_config": model.speculative_config()} if model.speculative else {}),
+        **model.engine_options,
+        **lora_arguments(model, current_platform.is_cpu()),
+    }
 
 
 async def _text(llm: Any, prompt: str) -> Any:
