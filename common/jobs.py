@@ -1,6 +1,6 @@
 """The values that cross a border: what was asked, what a worker claims, how a run ended, what a reader sees.
 
-All are frozen and encoded as JSON by msgspec; nothing is ever pickled.
+All are frozen and encoded by msgspec, as JSON (vectors: `vectors.py`); nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from common.states import STATES, State
+from common.vectors import Vectors
 
 Priority = Literal["high", "normal", "low"]
 LANES: tuple[Priority, ...] = ("high", "normal", "low")
@@ -91,11 +92,15 @@ class ClaimedJob(msgspec.Struct, frozen=True):
 
 
 class JobResult(msgspec.Struct, frozen=True):
-    """What a job function returns. `incomplete`: cut by the model's context end, not by the caller's limit."""
+    """What a job function returns. `incomplete`: cut by the model's context end, not by the caller's limit.
+
+    A reader sees `vectors` as `embeddings` in the output.
+    """
 
     output: dict[str, Any]
     usage: dict[str, int] = {}
     incomplete: bool = False
+    vectors: Vectors | None = None
 
 
 class JobError(msgspec.Struct, frozen=True):

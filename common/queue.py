@@ -34,6 +34,7 @@ from common.jobs import ClaimedJob, JobError, JobResult, JobSpec, Submitted, Tic
 from common.keys import Keys, new_job_id
 from common.settings import Settings
 from common.states import State
+from common.vectors import stored
 
 #: Redis is away, loading, read-only or out of memory: nothing is wrong with the call, it may be sent again.
 UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, OSError)
@@ -65,7 +66,8 @@ class Outcome(msgspec.Struct, frozen=True):
     def done(cls, job: ClaimedJob, seq: int, result: JobResult) -> Outcome:
         """It returned a result."""
         kind: Literal["completed", "incomplete"] = "incomplete" if result.incomplete else "completed"
-        return cls(job, kind, seq, encode(result.output), encode(result.usage) if result.usage else b"")
+        body = stored(result.output, result.vectors) if result.vectors else encode(result.output)
+        return cls(job, kind, seq, body, encode(result.usage) if result.usage else b"")
 
     @classmethod
     def failed(cls, job: ClaimedJob, seq: int, error: JobFailed, settings: Settings) -> Outcome:

@@ -23,6 +23,7 @@ from common.keys import Keys
 from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
 from common.states import TERMINAL, State
+from common.vectors import rendered
 from common.wakes import Wakes
 
 _FIELDS = ["ticket", "history", "worker", "due", "error", "usage", "metadata", "retry_of", "model"]
@@ -124,7 +125,12 @@ class Results:
         if values[0] is None:
             raise NotFound(job_id)
         raw = values.pop() if result else None
-        return StoredResult(_record(job_id, values), msgspec.Raw(await self.blobs.load(raw)) if raw else None)
+        return StoredResult(_record(job_id, values), await self._rendered(raw) if raw else None)
+
+    async def _rendered(self, raw: bytes) -> msgspec.Raw:
+        body = await self.blobs.load(raw)
+        large = len(body) > self.settings.inline_bytes
+        return await asyncio.to_thread(rendered, body) if large else rendered(body)
 
     async def wait(self, job_id: str, timeout_s: float) -> JobRecord:
         """The record as soon as it is terminal, or as it stands when the time is over."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from common.catalogue import Model
 from common.errors import EngineDead, JobFailed
-from workers.engines.protocol import EmbeddingBatch, FinishReason, GenerationDelta, GenerationRequest
+from workers.engines.protocol import Cut, EmbeddingBatch, FinishReason, GenerationDelta, GenerationRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,15 +110,21 @@ class FakeGenerationEngine(_FakeEngine):
 class FakeEmbeddingEngine(_FakeEngine):
     """Answers with a made-up unit vector of `dimensions` (8) for each text, after `delay_s`."""
 
-    async def embed(self, texts: list[str]) -> EmbeddingBatch:
-        """The same text always has the same vector."""
+    async def embed(self, texts: list[str], truncate: bool = True) -> EmbeddingBatch:
+        """The same text always has the same vector; a word is a token."""
         import numpy as np
 
         if not self._alive:
             raise EngineDead("the fake engine is dead")
+        words = [max(1, len(text.split())) for text in texts]
+        limit = self.model.max_model_len
+        cut = [Cut(index, count) for index, count in enumerate(words) if count > limit]
+        if cut and not truncate:
+            reason = f"texts[{cut[0].index}] has {cut[0].tokens} tokens, the model takes {limit}"
+            raise JobFailed("text_too_long", reason)
         await self._pause()
         vectors = np.stack([self._vector(text) for text in texts])
-        return EmbeddingBatch(vectors, sum(max(1, len(text.split())) for text in texts))
+        return EmbeddingBatch(vectors, sum(min(count, limit) for count in words), cut)
 
     def _vector(self, text: str) -> NDArray[np.float32]:
         import numpy as np

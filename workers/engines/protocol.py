@@ -47,11 +47,19 @@ class GenerationDelta(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens: int
 
 
+class Cut(msgspec.Struct, frozen=True):
+    """A text that was longer than the model takes: its place, and the tokens it had."""
+
+    index: int
+    tokens: int
+
+
 class EmbeddingBatch(msgspec.Struct, frozen=True):
-    """One vector a text, in order, as a float32 array, and how many tokens were read for them."""
+    """One vector a text, in order, as a float32 array; how many tokens were read for them; the texts that were cut."""
 
     vectors: NDArray[np.float32]
     prompt_tokens: int
+    truncated: list[Cut] = []
 
 
 class Engine(Protocol):
@@ -81,5 +89,8 @@ class GenerationEngine(Engine, Protocol):
 class EmbeddingEngine(Engine, Protocol):
     """An embedding model."""
 
-    async def embed(self, texts: list[str]) -> EmbeddingBatch:
-        """The texts' vectors; calls that wait at the same time share batches."""
+    async def embed(self, texts: list[str], truncate: bool = True) -> EmbeddingBatch:
+        """The texts' vectors; calls that wait at the same time share batches.
+
+        Raises JobFailed naming the first text that is longer than the model takes, when it must not be cut.
+        """

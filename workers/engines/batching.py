@@ -1,0 +1,261 @@
+"""One model in one thread, with batches made of whatever texts wait; shared by all embedding engines.
+
+Each waiting call gets its share of a batch, so that one text does not wait behind another job's two thousand. A batch
+is bounded by tokens, and its texts go through the model by length, so that little is computed for padding. A text is
+tokenised once, when it comes: its tokens bound the batch, go into the model and are what usage counts. A batch never
+waits for company unless `batch_wait_ms` says how long it may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from common.catalogue import Model
+from common.errors import EngineDead, JobFailed
+from workers.engines.protocol import Cut, EmbeddingBatch
+from workers.engines.text import Text, TextReader
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors = NDArray[np.float32]
+    Tokens = NDArray[np.int64]
+
+log = logging.getLogger("jarvis.engines")
+
+#: About a tenth of a second of MiniLM on two cores; a GPU takes the same in well under one.
+BATCH_TOKENS = 4096
+#: More characters than this are tokenised beside the event loop: they take longer than a millisecond.
+INLINE_CHARACTERS = 4_000
+
+
+class Encoder(Protocol):
+    """A loaded model, as the thread that runs it sees it."""
+
+    reader: TextReader
+    pad_id: int
+    dimensions: int
+    group_texts: int  # texts that go through the model together: more of them only make padding on a CPU
+
+    def encode(self, ids: Tokens, mask: Tokens) -> Vectors:
+        """A vector for each row of `ids` (texts, tokens); `mask` is 1 where there is a token and 0 where padding."""
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One `embed`: its texts still to do (longest last, so that they pop from the end) and the vectors so far."""
+
+    texts: list[Text]
+    done: asyncio.Future[EmbeddingBatch]
+    vectors: Vectors
+    came: float = field(default_factory=time.monotonic)
+    todo: list[int] = field(default_factory=list)
+    waiting: int = 0  # tokens still to do
+    missing: int = 0
+
+    def __post_init__(self) -> None:
+        self.todo = sorted(range(len(self.texts)), key=lambda index: len(self.texts[index].ids))
+        self.waiting = sum(len(text.ids) for text in self.texts)
+        self.missing = len(self.texts)
+
+    def pop(self) -> int:
+        """Take the longest text that is left into a batch."""
+        index = self.todo.pop()
+        self.waiting -= len(self.texts[index].ids)
+        return index
+
+    def add(self, index: int, vector: Vectors) -> None:
+        """A text's vector; the call is done with the last one."""
+        self.vectors[index] = vector
+        self.missing -= 1
+        if not self.missing and not self.done.done():
+            cut = [Cut(i, text.tokens) for i, text in enumerate(self.texts) if text.tokens > len(text.ids)]
+            self.done.set_result(EmbeddingBatch(self.vectors, sum(len(text.ids) for text in self.texts), cut))
+
+    def fail(self, error: Exception) -> None:
+        """End it without vectors."""
+        self.todo.clear()
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+Piece = tuple[Call, int]  # a call and the index of one of its texts
+
+
+class BatchingEngine(ABC):
+    """One embedding model; what kind of model it is, a subclass says in `load`."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.budget: int = model.options.get("batch_tokens", BATCH_TOKENS)
+        self.wait_s: float = model.options.get("batch_wait_ms", 0) / 1000
+        self.batches: list[int] = []  # sizes of the latest batches, for tests and measurements
+        self._calls: list[Call] = []
+        self._came = asyncio.Event()
+        self._encoder: Encoder | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._batcher: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    def load(self) -> Encoder:
+        """The model, ready to run in the calling thread. Raises SettingsInvalid when the weights do not fit it."""
+
+    async def start(self) -> None:
+        """Load the model in the thread that will run it."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedding")
+        self._encoder = await asyncio.get_running_loop().run_in_executor(self._thread, self.load)
+        self._batcher = asyncio.create_task(self._batch_for_ever())
+
+    async def stop(self) -> None:
+        """End after the batch in progress; calls still waiting get EngineDead."""
+        if self._batcher is not None:
+            self._batcher.cancel()
+            await asyncio.wait([self._batcher])
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+        self._encoder = self._thread = self._batcher = None
+
+    async def restart(self) -> None:
+        """Load the model again if the batcher is gone."""
+        if not self.alive:
+            await self.stop()
+            await self.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the batcher runs."""
+        return self._batcher is not None and not self._batcher.done()
+
+    async def embed(self, texts: list[str], truncate: bool = True) -> EmbeddingBatch:
+        """The texts' vectors. A caller that is cancelled takes its texts out of the batches to come.
+
+        Raises JobFailed for a text that cannot be read or, without `truncate`, is longer than the model takes.
+        """
+        import numpy as np
+
+        if self._encoder is None:
+            raise EngineDead("the embedding engine is not running")
+        encoder = self._encoder
+        read = await self._read(encoder.reader, texts)
+        if not truncate:
+            _refuse_long(read, encoder.reader.limit)
+        if not self.alive:  # it stopped while the texts were read
+            raise EngineDead("the embedding engine stopped")
+        vectors = np.empty((len(texts), encoder.dimensions), np.float32)
+        call = Call(read, asyncio.get_running_loop().create_future(), vectors)
+        self._calls.append(call)
+        self._came.set()
+        return await call.done
+
+    async def _read(self, reader: TextReader, texts: list[str]) -> list[Text]:
+        try:
+            if sum(map(len, texts)) <= INLINE_CHARACTERS:
+                return reader.read(texts)
+            return await asyncio.to_thread(reader.read, texts)
+        except (TypeError, ValueError) as error:  # a lone surrogate has no encoding
+            raise JobFailed("invalid_request", f"a text cannot be read: {error}") from error
+
+    async def _batch_for_ever(self) -> None:
+        try:
+            while True:
+                self._calls = [call for call in self._calls if not call.done.done()]
+                if not self._calls:
+                    self._came.clear()
+                    await self._came.wait()
+                await self._company()
+                await self._run(self._next_batch())
+        finally:
+            for call in self._calls:
+                call.fail(EngineDead("the embedding engine stopped"))
+            self._calls = []
+
+    async def _company(self) -> None:
+        """Wait for a batch to fill, at most so long that the oldest call has waited for the bound."""
+        if not self.wait_s:
+            return
+        until = min(call.came for call in self._calls) + self.wait_s
+        while sum(call.waiting for call in self._calls) < self.budget and (left := until - time.monotonic()) > 0:
+            self._came.clear()
+            try:
+                await asyncio.wait_for(self._came.wait(), left)
+            except TimeoutError:
+                return
+
+    def _next_batch(self) -> list[Piece]:
+        """Texts of all waiting calls, up to the budget: first a share each, then the rest in order of arrival."""
+        calls = [call for call in self._calls if call.todo and not call.done.done()]
+        batch: list[Piece] = []
+        left = self.budget
+        for allowed in (self.budget // max(1, len(calls)), self.budget):
+            for call in calls:
+                share = min(allowed, left)
+                while call.todo and share > 0:
+                    index = call.pop()
+                    batch.append((call, index))
+                    share -= (cost := len(call.texts[index].ids))
+                    left -= cost
+        return batch
+
+    async def _run(self, batch: list[Piece]) -> None:
+        if not batch:
+            return
+        self.batches = [*self.batches[-99:], len(batch)]
+        batch.sort(key=lambda piece: len(piece[0].texts[piece[1]].ids), reverse=True)
+        try:
+            vectors = await self._encode([call.texts[index] for call, index in batch])
+        except Exception as error:  # noqa: BLE001 - a backend raises anything; it is one call's fault
+            await self._blame(batch, error)
+            return
+        for (call, index), vector in zip(batch, vectors, strict=True):
+            call.add(index, vector)
+
+    async def _blame(self, batch: list[Piece], error: Exception) -> None:
+        """One bad text must not fail the others' jobs: find whose it is by running each call's part alone."""
+        calls = list(dict.fromkeys(call for call, _ in batch))
+        if len(calls) > 1:
+            for call in calls:
+                await self._run([piece for piece in batch if piece[0] is call])
+            return
+        bad_input = isinstance(error, (TypeError, ValueError))
+        code = "invalid_request" if bad_input else "engine_error"
+        log.warning("embedding failed: %s: %s", type(error).__name__, error)
+        calls[0].fail(JobFailed(code, f"{type(error).__name__}: {error}", retryable=not bad_input))
+
+    async def _encode(self, texts: list[Text]) -> Vectors:
+        assert self._encoder is not None, "set at start"
+        return await asyncio.get_running_loop().run_in_executor(self._thread, encode_texts, self._encoder, texts)
+
+
+def encode_texts(encoder: Encoder, texts: list[Text]) -> Vectors:
+    """The vectors of texts that are sorted by length, in their order."""
+    import numpy as np
+
+    size = encoder.group_texts
+    groups = [texts[start : start + size] for start in range(0, len(texts), size)]
+    return np.concatenate([encoder.encode(*padded(group, encoder.pad_id)) for group in groups])
+
+
+def padded(texts: list[Text], pad_id: int) -> tuple[Tokens, Tokens]:
+    """The texts' tokens as one array, each row filled up at its end, and which of it are tokens."""
+    import numpy as np
+
+    length = max(len(text.ids) for text in texts)
+    ids = np.full((len(texts), length), pad_id, np.int64)
+    mask = np.zeros((len(texts), length), np.int64)
+    for row, text in enumerate(texts):
+        ids[row, : len(text.ids)] = text.ids
+        mask[row, : len(text.ids)] = 1
+    return ids, mask
+
+
+def _refuse_long(texts: list[Text], limit: int) -> None:
+    for index, text in enumerate(texts):
+        if text.tokens > limit:
+            raise JobFailed("text_too_long", f"texts[{index}] has {text.tokens} tokens, the model takes {limit}")
