@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from common.catalogue_keys import DEFAULTS, ENGINES, FIELDS, OPTIONS, SLOTS, Key, Kind, Types, is_of, named
 from common.contradictions import contradictions
+from common.embedding_presets import with_preset
 from common.errors import CatalogueInvalid, shown
 from common.model import Model
 from common.speculative import FIELDS as SPECULATIVE
@@ -65,6 +66,7 @@ class Reader:
         if not isinstance(entry, dict):
             self.wrong(("models",), alias, f"{alias} must be a table")
             return None
+        entry = with_preset(entry)
         self.check(where, entry, {name: key.types for name, key in FIELDS.items()})
         kind, engine = self.kind_and_engine(where, entry)
         if kind is None or engine is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from common.embedding_presets import EMBEDDING_PRESETS
 from common.presets import PRESETS
 
 Kind = Literal["generation", "embedding"]
 ENGINES: dict[str, tuple[str, ...]] = {
     "generation": ("vllm", "fake"),
-    "embedding": ("sentence-transformers", "fake"),
+    "embedding": ("sentence-transformers", "onnx", "fake"),
 }
 SLOTS = {"generation": 64, "embedding": 256}
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -45,8 +46,8 @@ FIELDS: dict[str, Key] = {
     "tensor_parallel": Key(int, engines=("vllm", "fake")),
     "pipeline_parallel": Key(int, engines=("vllm", "fake")),
     "min_slots": Key(int, engines=("vllm",)),
-    "preset": Key(str, allowed=tuple(PRESETS), engines=("vllm",)),
-    "revision": Key(str, engines=("vllm", "sentence-transformers")),
+    "preset": Key(str, allowed=(*PRESETS, *EMBEDDING_PRESETS), engines=("vllm", *ENGINES["embedding"])),
+    "revision": Key(str, engines=("vllm", "sentence-transformers", "onnx")),
     "dtype": Key(str, allowed=DTYPES, engines=("vllm", "sentence-transformers")),
     # vLLM's own lists, which the workers look up: they differ from version to version and from device to device.
     "quantization": Key(str, engines=("vllm",)),
@@ -55,6 +56,11 @@ FIELDS: dict[str, Key] = {
     "hf_config_path": Key(str, engines=("vllm",)),
     "adapters": Key(dict, engines=("vllm", "fake")),
     "speculative": Key(dict, engines=("vllm",)),
+    # Texts before the texts, by the name that a job's `input_type` gives; the one of a job that gives none.
+    "prompts": Key(dict, engines=ENGINES["embedding"]),
+    "default_prompt": Key(str, engines=ENGINES["embedding"]),
+    # Sizes that the vectors may be cut to (Matryoshka), by a job's `dimensions`.
+    "dimensions": Key(list, engines=ENGINES["embedding"]),
     "defaults": Key(dict),
     "options": Key(dict),
 }
@@ -85,12 +91,26 @@ DEFAULTS: dict[str, dict[str, Types]] = {
         "seed": int,
         "stop": (str, list),
     },
-    "embedding": {"normalize": bool},
+    "embedding": {
+        "normalize": bool,
+        "dimensions": int,
+        "encoding_format": str,
+        "truncate": bool,
+        "input_type": str,
+    },
 }
 # vLLM's options are its own engine arguments; vLLM knows their names and the worker checks them at its start.
 OPTIONS: dict[str, dict[str, Types] | None] = {
     "vllm": None,
-    "sentence-transformers": {"device": str, "dtype": str, "batch_tokens": int, "threads": int},
+    "sentence-transformers": {
+        "device": str,
+        "dtype": str,
+        "batch_tokens": int,
+        "batch_wait_ms": NUMBER,
+        "threads": int,
+        "trust_remote_code": bool,
+    },
+    "onnx": {"batch_tokens": int, "batch_wait_ms": NUMBER, "threads": int, "trust_remote_code": bool},
     "fake": {"tokens": int, "delay_s": NUMBER, "words": list, "dimensions": int, "start_s": NUMBER},
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from common import gpus
+from common import embedding_rules, gpus
 from common.catalogue_keys import ENGINE_KEYS, SET_BY_KEY, SET_BY_WORKER
 from common.model import Model
 from common.speculative import contradiction
@@ -18,7 +18,13 @@ Found = Iterator[tuple[str, str]]
 def contradictions(model: Model) -> list[str]:
     """Everything in the entry that contradicts something else in it, with its line."""
     of_vllm = (_twice, _vllm_options, _cpu, _slots, _adapters, _speculative)
-    rules = [_weights, _gguf, gpus.contradictions, *(of_vllm if model.engine == "vllm" else ())]
+    rules = [
+        _weights,
+        _gguf,
+        gpus.contradictions,
+        embedding_rules.contradictions,
+        *(of_vllm if model.engine == "vllm" else ()),
+    ]
     return [f"{model.place_of(key)}: [models.{model.alias}] {reason}" for rule in rules for key, reason in rule(model)]
 
 

@@ -52,6 +52,9 @@ class Model:
     min_slots: int | None = None
     adapters: dict[str, str] = field(default_factory=dict)  # folder by alias
     speculative: dict[str, Any] | None = None
+    prompts: dict[str, Any] = field(default_factory=dict)  # text before a text, by `input_type`
+    default_prompt: str | None = None
+    dimensions: list[int] = field(default_factory=list)  # sizes that the vectors may be cut to
     #: file:line of each key, by its name; of what stands in a table by `<table>.<name>`.
     places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -79,7 +82,7 @@ class Model:
     def engine_options(self) -> dict[str, Any]:
         """The engine's arguments: those of the preset, over them the entry's own keys, over them `options`."""
         own = {name: self._near(name) for name in ENGINE_KEYS if getattr(self, name) is not None}
-        preset = PRESETS[self.preset] if self.preset else {}
+        preset = PRESETS.get(self.preset or "", {})
         merged = {**preset, **own, **self.options}
         if "kv_cache_memory_bytes" in self.options:  # the exact size takes the place of the preset's share
             merged.pop("gpu_memory_utilization", None)

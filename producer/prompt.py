@@ -47,6 +47,16 @@ class Prompts:
             reason = f"the prompt has {count} of the {room} tokens of the model {model.alias}"
             raise InvalidField("params.max_tokens", max_tokens, f"1 to {room - count}: {reason}")
 
+    async def check_texts(self, model: Model, texts: list[str]) -> None:
+        """Raise InvalidField for the first text to embed that cannot fit the model."""
+        for index, text in enumerate(texts):
+            if _surely_fits([text], model.max_model_len):
+                continue
+            count = await self.count(model, [text])
+            if count > model.max_model_len:
+                allowed = f"at most {model.max_model_len} tokens for the model {model.alias}, or params.truncate = true"
+                raise InvalidField(f"input.texts[{index}]", f"{count} tokens or more", allowed)
+
     async def count(self, model: Model, texts: list[str]) -> int:
         """Tokens of texts, or a number that is certainly not more than that."""
         characters = sum(map(len, texts))

@@ -195,6 +195,23 @@ class EmbeddingParams(Strict):
     """How to embed."""
 
     normalize: bool | None = Field(None, description="Scale each vector to length 1; some models (minilm) always do.")
+    dimensions: int | None = Field(
+        None,
+        ge=1,
+        description="Cut each vector to its first numbers and scale it to length 1: a size that the catalogue allows.",
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="Vectors as numbers, or as base64 of float32, little-endian (a quarter of the bytes)."
+    )
+    input_type: str | None = Field(
+        None,
+        max_length=32,
+        description="What the texts are, e.g. query or passage: the catalogue's prompt of that name goes before each.",
+    )
+    truncate: bool | None = Field(
+        None,
+        description="Cut texts that are longer than the model takes and say which (default), or refuse them (false).",
+    )
 
 
 class GenerationRequest(JobRequest):
@@ -324,7 +341,8 @@ class ResultOut(BaseModel):
     model: str
     status: State
     output: dict[str, JsonValue] | None = Field(
-        description="generation: `text`, `finish_reason`; embedding: `embeddings`, `dimensions`.",
+        description="generation: `text`, `finish_reason`; embedding: `embeddings`, `dimensions`, and in `truncated`"
+        " the index and tokens of each text that was cut.",
         examples=[
             {"text": "durable.", "finish_reason": "stop"},
             {"embeddings": [[0.1, -0.2]], "dimensions": 2},

@@ -18,6 +18,7 @@ from common.errors import InvalidField
 from common.jobs import JobSpec, Submitted
 from common.queue import Key, Queue
 from common.settings import Settings
+from producer import embed_params
 from producer.explain import invalid_body
 from producer.gather import Gathering
 from producer.prompt import Prompts
@@ -56,6 +57,8 @@ class Submitter:
         asked, params = _given(body["input"]), _given(body.get("params"))
         if request.kind == "generation":
             await self.prompts.check(model, asked, params.get("max_tokens"))
+        else:
+            await embed_params.check(model, asked["texts"], params, self.prompts)
         return JobSpec(
             kind=request.kind,
             model=request.model,

@@ -10,6 +10,7 @@ from common.catalogue import Catalogue, Model
 from common.errors import EngineDead, JobFailed
 from common.jobs import ClaimedJob, JobResult
 from common.settings import Settings, load_settings
+from common.vectors import Vectors
 from workers.engines import embedding_engine
 from workers.engines.revival import Revival
 from workers.placement import leave, settle
@@ -27,15 +28,40 @@ async def embedding(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
     params = {**ctx["model"].defaults, **spec.params}
     try:
         await ctx["revival"].ready()
-        batch = await ctx["engine"].embed(spec.input["texts"])
+        texts = prompted(spec.input["texts"], ctx["model"], params.get("input_type"))
+        batch = await ctx["engine"].embed(texts, params.get("truncate", True))
     except EngineDead as death:
         ctx["revival"].begin()
         raise JobFailed("engine_died", str(death), retryable=True) from death
-    vectors = unit(batch.vectors) if params.get("normalize") else batch.vectors
+    vectors = shaped(batch.vectors, params.get("dimensions"), params.get("normalize", False))
+    size = int(vectors.shape[1])
+    output: dict[str, Any] = {"dimensions": size}
+    if batch.truncated:
+        output["truncated"] = batch.truncated
     return JobResult(
-        {"embeddings": vectors.tolist(), "dimensions": int(vectors.shape[1])},
+        output,
         {"prompt_tokens": batch.prompt_tokens, "total_tokens": batch.prompt_tokens},
+        vectors=Vectors(vectors.astype("<f4", copy=False).tobytes(), size, params.get("encoding_format", "float")),
     )
+
+
+def prompted(texts: list[str], model: Model, input_type: str | None) -> list[str]:
+    """The texts as the model reads them: with the catalogue's prompt of this type, or its default one, before each."""
+    name = input_type or model.default_prompt
+    if name is None:
+        return texts
+    prompt = model.prompts.get(name)
+    if prompt is None:  # the catalogue has changed since the job was accepted
+        allowed = ", ".join(model.prompts) or "none"
+        raise JobFailed("invalid_request", f"input_type {name!r} is not one of {model.alias}'s: {allowed}")
+    return [prompt + text for text in texts]
+
+
+def shaped(vectors: NDArray[np.float32], dimensions: int | None, normalize: bool) -> NDArray[np.float32]:
+    """The vectors cut to their first `dimensions`, which makes their length 1 again, as `normalize` does."""
+    if dimensions is not None:
+        return unit(vectors[:, :dimensions])
+    return unit(vectors) if normalize else vectors
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -52,7 +78,7 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     settings = ctx.get("settings") or load_settings()
     model: Model = ctx.get("model") or Catalogue.load(settings.catalogue).of_kind("embedding")[0]
     started = time.monotonic()
-    engine = embedding_engine(await settle(ctx, model, settings))
+    engine = embedding_engine(await settle(ctx, model, settings), settings.data_dir)
     await engine.start()
     ctx.update(settings=settings, model=model, engine=engine, revival=Revival(engine))
     log.info("loaded %s: %s %s in %.1f s", model.queue, model.engine, model.weights, time.monotonic() - started)

@@ -33,6 +33,9 @@ adapters = { terse = "./terse" }
 [models.vectors]
 kind = "embedding"
 engine = "fake"
+max_model_len = 16
+dimensions = [4, 8]
+prompts = { query = "query: ", passage = "" }
 """
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from common.catalogue import Model
 from workers.engines.protocol import EmbeddingEngine, GenerationEngine
 
@@ -17,12 +19,16 @@ def generation_engine(model: Model) -> GenerationEngine:
     return VllmEngine(model)
 
 
-def embedding_engine(model: Model) -> EmbeddingEngine:
-    """The engine that the catalogue names for this model, not started yet."""
+def embedding_engine(model: Model, data_dir: Path) -> EmbeddingEngine:
+    """The engine that the catalogue names for this model, not started yet; `data_dir` keeps what it makes once."""
     if model.engine == "fake":
         from workers.engines.fake_engine import FakeEmbeddingEngine
 
         return FakeEmbeddingEngine(model)
+    if model.engine == "onnx":
+        from workers.engines.onnx_engine import OnnxEngine
+
+        return OnnxEngine(model, data_dir)
     from workers.engines.sentence_transformers_engine import SentenceTransformersEngine
 
     return SentenceTransformersEngine(model)

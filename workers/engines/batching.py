@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from common.catalogue import Model
-from common.errors import EngineDead, JobFailed
+from common.embedding_presets import EMBEDDING_PRESETS
+from common.errors import EngineDead, JobFailed, SettingsInvalid
 from workers.engines.protocol import Cut, EmbeddingBatch
 from workers.engines.text import Text, TextReader
 
@@ -42,6 +43,8 @@ class Encoder(Protocol):
     reader: TextReader
     pad_id: int
     dimensions: int
+    pooling: str
+    pools_prompt: bool  # false: the vectors are made without the prompt's tokens, which no batch of ours does
     group_texts: int  # texts that go through the model together: more of them only make padding on a CPU
 
     def encode(self, ids: Tokens, mask: Tokens) -> Vectors:
@@ -111,6 +114,7 @@ class BatchingEngine(ABC):
         """Load the model in the thread that will run it."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedding")
         self._encoder = await asyncio.get_running_loop().run_in_executor(self._thread, self.load)
+        check_weights(self.model, self._encoder)
         self._batcher = asyncio.create_task(self._batch_for_ever())
 
     async def stop(self) -> None:
@@ -253,6 +257,19 @@ def padded(texts: list[Text], pad_id: int) -> tuple[Tokens, Tokens]:
         ids[row, : len(text.ids)] = text.ids
         mask[row, : len(text.ids)] = 1
     return ids, mask
+
+
+def check_weights(model: Model, encoder: Encoder) -> None:
+    """Raise SettingsInvalid when what was loaded is not what the catalogue's entry is about."""
+    preset = EMBEDDING_PRESETS.get(model.preset or "")
+    has = f"the weights have {encoder.dimensions} dimensions and {encoder.pooling} pooling"
+    if preset and (preset.vector_size, preset.pooling) != (encoder.dimensions, encoder.pooling):
+        wanted = f"preset {model.preset} is a model of {preset.vector_size} and {preset.pooling}"
+        raise SettingsInvalid(f"{model.place_of('preset')}: {model.alias}: {has}; {wanted}")
+    if too_large := [size for size in model.dimensions if size > encoder.dimensions]:
+        raise SettingsInvalid(f"{model.place_of('dimensions')}: {model.alias}: {has}; dimensions has {too_large[0]}")
+    if model.prompts and not encoder.pools_prompt:
+        raise SettingsInvalid(f"{model.place_of('prompts')}: {model.alias}: the weights' pooling leaves prompts out")
 
 
 def _refuse_long(texts: list[Text], limit: int) -> None:

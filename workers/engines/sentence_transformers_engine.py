@@ -33,6 +33,9 @@ class TorchEncoder:
         self.reader = TextReader(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), min(limit, own or limit))
         self.pad_id: int = tokenizer.pad_token_id or 0
         self.dimensions: int = model.get_embedding_dimension()
+        pooling = next((module for module in model if hasattr(module, "pooling_mode")), None)
+        self.pooling = str(getattr(pooling, "pooling_mode", "no"))
+        self.pools_prompt: bool = getattr(pooling, "include_prompt", True)
         self.group_texts = CPU_GROUP if model.device.type == "cpu" else GPU_GROUP
 
     def encode(self, ids: Tokens, mask: Tokens) -> Vectors:

@@ -1,0 +1,172 @@
+"""The batcher, with an encoder that only counts: what goes together, in which order, and who waits for whom."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from common.catalogue import Model
+from common.errors import JobFailed, SettingsInvalid
+from workers.engines.batching import BatchingEngine, check_weights, padded
+from workers.engines.text import Text, TextReader
+
+LIMIT = 50
+
+
+class CountingEncoder:
+    """A text's vector is (its first token, its tokens). A batch waits for `go`; token 1 ("bad") cannot be encoded."""
+
+    def __init__(self) -> None:
+        vocabulary = {"?": 0, "bad": 1, **{f"w{n}": n for n in range(2, 100)}}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment, unused-ignore]
+        self.reader = TextReader(tokenizer, LIMIT)
+        self.pad_id, self.dimensions, self.group_texts = 0, 2, 4
+        self.pooling, self.pools_prompt = "mean", True
+        self.groups: list[list[int]] = []  # tokens of each text of each group
+        self.go = threading.Event()
+        self.go.set()
+
+    def encode(self, ids: Any, mask: Any) -> Any:
+        """One group."""
+        assert self.go.wait(10)
+        self.groups.append(mask.sum(axis=1).tolist())
+        if (ids[:, 0] == 1).any():
+            raise RuntimeError("a bad text")
+        return np.stack([ids[:, 0], mask.sum(axis=1)], axis=1).astype(np.float32)
+
+
+class Engine(BatchingEngine):
+    """The batcher around it."""
+
+    def load(self) -> CountingEncoder:
+        """No model."""
+        self.counting = CountingEncoder()
+        return self.counting
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    made = await started()
+    yield made
+    made.counting.go.set()
+    await made.stop()
+
+
+async def started(**options: Any) -> Engine:
+    engine = Engine(Model("m", "embedding", "onnx", "", LIMIT, 4, options={"batch_tokens": 20, **options}))
+    await engine.start()
+    return engine
+
+
+def text(first: int, tokens: int) -> str:
+    return " ".join([f"w{first}"] + ["w9"] * (tokens - 1))
+
+
+async def blocked(engine: Engine) -> asyncio.Task[Any]:
+    """A call whose batch is under way and does not end before `go`."""
+    engine.counting.go.clear()
+    task = asyncio.create_task(engine.embed([text(2, 1)]))
+    async with asyncio.timeout(5):
+        while not engine.batches:  # noqa: ASYNC110 - a batch announces itself to nobody
+            await asyncio.sleep(0)
+    return task
+
+
+async def test_each_call_gets_its_own_vectors_in_its_own_order(engine: Engine) -> None:
+    first = await blocked(engine)
+    calls = [engine.embed([text(n, n % 5 + 1), text(n + 40, 3)]) for n in range(3, 20)]
+    engine.counting.go.set()
+    _, *found = await asyncio.gather(first, *calls)
+    for n, batch in zip(range(3, 20), found, strict=True):
+        assert batch.vectors.tolist() == [[n, n % 5 + 1], [n + 40, 3]]
+        assert batch.prompt_tokens == n % 5 + 4
+
+
+async def test_a_batch_mixes_jobs_is_bounded_by_tokens_and_goes_by_length(engine: Engine) -> None:
+    first = await blocked(engine)
+    tasks = [asyncio.create_task(engine.embed([text(n + 3, n % 4 + 1)])) for n in range(16)]  # 40 tokens: two batches
+    await asyncio.sleep(0)
+    engine.counting.go.set()
+    await asyncio.gather(first, *tasks)
+    assert engine.batches == [1, 8, 8]
+    assert engine.counting.groups == [[1], [4, 4, 3, 3], [2, 2, 1, 1], [4, 4, 3, 3], [2, 2, 1, 1]]
+
+
+async def test_a_long_job_does_not_hold_up_a_short_one(engine: Engine) -> None:
+    first = await blocked(engine)
+    long = asyncio.create_task(engine.embed([text(3, 10)] * 40))  # 400 tokens: twenty batches
+    await asyncio.sleep(0)
+    short = asyncio.create_task(engine.embed([text(4, 1)]))
+    await asyncio.sleep(0)
+    engine.counting.go.set()
+    await short
+    assert not long.done()
+    assert len(engine.batches) <= 3
+    await asyncio.gather(first, long)
+
+
+async def test_one_calls_failure_is_not_the_others(engine: Engine) -> None:
+    first = await blocked(engine)
+    calls = [asyncio.create_task(engine.embed([one])) for one in ("w5", "bad", "w6")]
+    await asyncio.sleep(0)
+    engine.counting.go.set()
+    _, five, bad, six = await asyncio.gather(first, *calls, return_exceptions=True)
+    assert isinstance(bad, JobFailed)
+    assert (bad.code, bad.retryable) == ("engine_error", True)
+    assert [five.vectors[0, 0], six.vectors[0, 0]] == [5, 6]  # type: ignore[union-attr]
+
+
+async def test_a_batch_waits_for_company_only_as_long_as_it_may() -> None:
+    engine = await started(batch_wait_ms=400)
+    try:
+        begun = time.monotonic()
+        early = asyncio.create_task(engine.embed([text(3, 2)]))
+        await asyncio.sleep(0.1)
+        late = asyncio.create_task(engine.embed([text(4, 2)]))
+        await asyncio.gather(early, late)
+        assert engine.batches == [2]
+        assert 0.4 <= time.monotonic() - begun < 5
+        begun = time.monotonic()
+        await engine.embed([text(3, 10), text(4, 10)])  # a full batch: nothing to wait for
+        assert time.monotonic() - begun < 0.4
+    finally:
+        await engine.stop()
+
+
+async def test_without_a_wait_bound_a_batch_waits_for_nobody(engine: Engine) -> None:
+    await engine.embed([text(3, 1)])
+    await engine.embed([text(4, 1)])
+    assert engine.batches == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"preset": "minilm"},
+            "the weights have 2 dimensions and mean pooling; preset minilm is a model of 384 and mean",
+        ),
+        ({"dimensions": [2, 4]}, "the weights have 2 dimensions and mean pooling; dimensions has 4"),
+        ({"prompts": {"query": "q"}, "pools_prompt": False}, "the weights' pooling leaves prompts out"),
+    ],
+)
+def test_weights_that_are_not_what_the_entry_says_stop_the_start(changes: dict[str, Any], said: str) -> None:
+    encoder = CountingEncoder()
+    encoder.pools_prompt = changes.pop("pools_prompt", True)
+    with pytest.raises(SettingsInvalid, match=said):
+        check_weights(replace(Model("m", "embedding", "onnx", "", LIMIT, 4), **changes), encoder)
+
+
+def test_padding_is_at_the_end_and_marked() -> None:
+    ids, mask = padded([Text([5, 6, 7], 3), Text([8], 1)], pad_id=9)
+    assert ids.tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
