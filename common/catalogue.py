@@ -39,6 +39,10 @@ class Catalogue:
         """All models of one kind, in the file's order."""
         return [model for model in self.models.values() if model.kind == kind]
 
+    def chain(self, model: Model) -> list[Model]:
+        """The model and those that its jobs may fall back to, in order."""
+        return [model, *(self.models[alias] for alias in model.fallback)]
+
     def check_weights(self) -> None:
         """Raise SettingsInvalid for the first model whose local weights are missing or do not fit."""
         for model in self.models.values():

@@ -13,16 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from common.catalogue_keys import DEFAULTS, ENGINES, FIELDS, OPTIONS, SLOTS, Key, Kind, Types, is_of, named
+from common.catalogue_keys import COST, DEFAULTS, ENGINES, FIELDS, OPTIONS, SLOTS, Key, Kind, Types, is_of, named
 from common.contradictions import contradictions
+from common.cost import Cost
 from common.embedding_presets import with_preset
 from common.errors import CatalogueInvalid, shown
+from common.hosted import broken_chains
 from common.model import Model
 from common.speculative import FIELDS as SPECULATIVE
+from common.upstream import CONCURRENCY
 
 ALIAS = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 #: Read by name; every other key of FIELDS is a field of Model as it stands.
-SPECIAL = ("kind", "engine", "weights", "max_model_len", "slots", "defaults", "options")
+SPECIAL = ("kind", "engine", "weights", "max_model_len", "slots", "defaults", "options", "fallback", "cost")
 
 Where = tuple[str, ...]
 
@@ -54,6 +57,8 @@ class Reader:
             entries = {}
         found = {alias: self.model(alias, entry) for alias, entry in entries.items()}
         self.check_aliases(entries)
+        if not self.problems:
+            self.problems += broken_chains({alias: model for alias, model in found.items() if model is not None})
         if self.problems:
             raise CatalogueInvalid(self.problems)
         return {alias: model for alias, model in found.items() if model is not None}
@@ -76,6 +81,7 @@ class Reader:
         self.check((*where, "options"), entry.get("options", {}), OPTIONS[engine])
         self.check((*where, "speculative"), entry.get("speculative", {}), SPECULATIVE)
         self.check_adapters((*where, "adapters"), entry.get("adapters", {}))
+        self.check((*where, "cost"), entry.get("cost", {}), COST)
         if len(self.problems) > before:  # of wrong types nothing more can be said
             self.required(where, entry, kind, engine)
             return None
@@ -94,6 +100,8 @@ class Reader:
             slots=entry.get("slots", SLOTS[kind]),
             defaults=entry.get("defaults", {}),
             options=entry.get("options", {}),
+            fallback=tuple(entry.get("fallback", ())),
+            cost=Cost(**entry["cost"]) if "cost" in entry else None,
             place=self.place(where, None),
             folder=self.path.absolute().parent,
             places=self.places(where, entry),
@@ -102,6 +110,8 @@ class Reader:
         at_once = model.engine_options.get("max_num_seqs")
         if model.preset and "slots" not in entry and isinstance(at_once, int):
             model = replace(model, slots=at_once)  # a worker holds as many jobs as the preset has sequences at once
+        if engine == "openai" and "slots" not in entry:
+            model = replace(model, slots=max(1, model.options.get("concurrency", CONCURRENCY)))
         self.problems += contradictions(model)
         return model
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from common import upstream
 from common.embedding_presets import EMBEDDING_PRESETS
 from common.presets import PRESETS
 
 Kind = Literal["generation", "embedding"]
 ENGINES: dict[str, tuple[str, ...]] = {
-    "generation": ("vllm", "fake"),
-    "embedding": ("sentence-transformers", "onnx", "fake"),
+    "generation": ("vllm", "openai", "fake"),
+    "embedding": ("sentence-transformers", "onnx", "openai", "fake"),
 }
 SLOTS = {"generation": 64, "embedding": 256}
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -63,7 +64,11 @@ FIELDS: dict[str, Key] = {
     "dimensions": Key(list, engines=ENGINES["embedding"]),
     "defaults": Key(dict),
     "options": Key(dict),
+    "fallback": Key(list),
+    "fallback_after_s": Key(NUMBER),
+    "cost": Key(dict),
 }
+COST: dict[str, Types] = {"currency": str, "input": NUMBER, "output": NUMBER, "audio_minute": NUMBER}
 #: Keys that reach the engine under the same name, as if they stood among the options.
 ENGINE_KEYS = ("revision", "dtype", "quantization", "kv_cache_dtype", "tokenizer", "hf_config_path")
 #: Engine arguments that are not for `options`, with the key that sets them.
@@ -111,6 +116,7 @@ OPTIONS: dict[str, dict[str, Types] | None] = {
         "trust_remote_code": bool,
     },
     "onnx": {"batch_tokens": int, "batch_wait_ms": NUMBER, "threads": int, "trust_remote_code": bool},
+    "openai": upstream.OPTIONS,
     "fake": {"tokens": int, "delay_s": NUMBER, "words": list, "dimensions": int, "start_s": NUMBER},
 }
 

@@ -13,6 +13,7 @@
     ├── SettingsInvalid              a setting or catalogue entry is wrong (at start)
     │   └── CatalogueInvalid         everything that is wrong in the catalogue
     ├── EngineDead                   the engine under a running job is gone
+    ├── NotNow                       the engine takes no job now: back to the queue, at no attempt's cost
     └── JobFailed                    a job function says how its job failed
 
 A class's docstring is its default message; facts are attributes. `PROBLEMS` maps each class that
@@ -122,6 +123,10 @@ class CatalogueInvalid(SettingsInvalid):
 
 class EngineDead(JarvisError):
     """The engine that ran this job is gone."""
+
+
+class NotNow(JarvisError):
+    """The engine takes no job now, for a reason that is not the job's."""
 
 
 class JobFailed(JarvisError):

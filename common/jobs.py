@@ -17,6 +17,10 @@ Priority = Literal["high", "normal", "low"]
 LANES: tuple[Priority, ...] = ("high", "normal", "low")
 
 
+#: What a run has used: tokens, and of a model that costs money also `cost_micros` and `cost_currency`.
+Usage = dict[str, int | str]
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a caller asks for; checked at the edge before it gets here."""
 
@@ -98,7 +102,7 @@ class JobResult(msgspec.Struct, frozen=True):
     """
 
     output: dict[str, Any]
-    usage: dict[str, int] = {}
+    usage: Usage = {}
     incomplete: bool = False
     vectors: Vectors | None = None
 
@@ -152,7 +156,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     queue_position: int | None
     waiting_for: str | None
     error: JobError | None
-    usage: dict[str, int] | None
+    usage: Usage | None
     queue_ms: int | None
     run_ms: int | None
     metadata: dict[str, str]
@@ -163,6 +167,11 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     def terminal(self) -> bool:
         """Whether nothing will change any more."""
         return self.finished_at is not None
+
+    @property
+    def served_by(self) -> str | None:
+        """Alias of the model that ran it last: its own, or the one of its fallback chain that the worker names."""
+        return (self.worker.partition("@")[2] or self.model) if self.worker else None
 
 
 Step = tuple[int, State, float]  # sequence number, state, Unix seconds

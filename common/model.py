@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from typing import Any
 from common import gpus
 from common.adapters import Adapter
 from common.catalogue_keys import ENGINE_KEYS, FIELDS, Kind
+from common.cost import Cost
 from common.errors import SettingsInvalid
 from common.presets import PRESETS
 from common.speculative import check_vocabulary
+from common.upstream import Upstream
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 GGUF = ".gguf"
@@ -55,6 +57,9 @@ class Model:
     prompts: dict[str, Any] = field(default_factory=dict)  # text before a text, by `input_type`
     default_prompt: str | None = None
     dimensions: list[int] = field(default_factory=list)  # sizes that the vectors may be cut to
+    fallback: tuple[str, ...] = ()  # aliases whose workers may run this one's jobs, in this order
+    fallback_after_s: float = 30.0  # when the jobs of a live queue have waited so long, for each place in the chain
+    cost: Cost | None = None
     #: file:line of each key, by its name; of what stands in a table by `<table>.<name>`.
     places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -143,7 +148,7 @@ class Model:
 
     def weights_path(self) -> str:
         """The folder or file of the weights, or the hub's id; raises SettingsInvalid when they are missing."""
-        if self.engine == "fake" or not self.local:
+        if self.engine in ("fake", "openai") or not self.local:
             return self.weights
         if self.gguf:
             return self._gguf_file()
@@ -156,6 +161,12 @@ class Model:
     def tokenizer_path(self) -> str:
         """The tokenizer's folder or hub id; raises SettingsInvalid when it is the missing weights' own."""
         return self._near("tokenizer") if self.tokenizer is not None else self.weights_path()
+
+    def unknown_params(self, names: Iterable[str]) -> list[str]:
+        """Those parameters of a job that this model's upstream does not know; a local engine knows all."""
+        if self.engine != "openai" or self.kind != "generation":
+            return []
+        return Upstream.of(self.options).unknown(names)
 
     def _near(self, name: str) -> str:
         # A tokenizer or configuration in a folder is found from the catalogue's place, as weights are.

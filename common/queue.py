@@ -291,6 +291,15 @@ class Queue:
         flat = await scripts.run(self.redis, "claim", *self._claim(queue, worker, count, request))
         return _claimed_jobs(flat, queue)
 
+    async def help(
+        self, queue: str, worker: str, count: int, request: int, after_s: float, before: Sequence[str]
+    ) -> list[ClaimedJob]:
+        """`claim` for a worker of a fallback model: what no worker of the queue's own model, or of those `before` in
+        the chain, is there to take, and what has waited longer than `after_s`."""
+        head = self._claim(queue, worker, count, request)
+        flat = await scripts.run(self.redis, "help", *head, int(after_s * 1000), *before)
+        return _claimed_jobs(flat, queue)
+
     def _claim(self, queue: str, worker: str, count: int, request: int) -> tuple[Any, ...]:
         settings = self.settings
         times = int(settings.lease_s * 1000), self._retention_ms

@@ -41,6 +41,7 @@ class _Moment(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from self._gauges()
         yield self._states()
+        yield self._cost()
         for counter, (name, text) in HISTOGRAMS.items():
             family = HistogramMetricFamily(name, text, labels=["queue"])
             for queue in self.queues:
@@ -72,6 +73,16 @@ class _Moment(Collector):
         for queue in self.queues:
             for state in State:
                 family.add_metric([queue.queue, state], queue.counts.get(f"state:{state}", 0))
+        return family
+
+    def _cost(self) -> Metric:
+        labels = ["queue", "model", "currency"]
+        family = CounterMetricFamily("jarvis_cost", "What the results of priced models have cost", labels=labels)
+        for queue in self.queues:
+            for counter, micros in queue.counts.items():
+                if counter.startswith("cost:"):
+                    _, currency, model = counter.split(":", 2)
+                    family.add_metric([queue.queue, model, currency], micros / 1_000_000)
         return family
 
 

@@ -103,6 +103,8 @@ def _count(tokenizer: Tokenizer, texts: list[str]) -> int:
 
 def _tokenizer_file(model: Model) -> Path | None:
     # Looked for anew each time until it is there: the weights may come after the web process has started.
+    if model.engine == "openai" and not HUB_ID.match(model.weights):
+        return None  # a name at the upstream, which says nothing about this machine
     try:
         source = model.tokenizer_path()
     except SettingsInvalid:

@@ -87,6 +87,7 @@ def record_out(record: JobRecord) -> dict[str, Any]:
         "object": "job",
         "kind": record.kind,
         "model": record.model,
+        "served_by": record.served_by,
         "status": record.status,
         "priority": record.priority,
         "user": record.user,

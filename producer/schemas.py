@@ -308,6 +308,9 @@ class JobOut(BaseModel):
     object: Literal["job"]
     kind: str
     model: str
+    served_by: str | None = Field(
+        description="Alias of the model that ran it: its own, or one of its fallback chain. Null before it has started."
+    )
     status: State
     priority: Literal["high", "normal", "low"]
     user: str
@@ -324,8 +327,9 @@ class JobOut(BaseModel):
     )
     waiting_for: str | None = Field(description="Of a waiting job: why it waits, in words.")
     error: ErrorOut | None
-    usage: dict[str, int] | None = Field(
-        description="Tokens in and out.", examples=[{"prompt_tokens": 4, "completion_tokens": 64}]
+    usage: dict[str, int | str] | None = Field(
+        description="Tokens in and out; of a model with a price also `cost_micros`, millionths of `cost_currency`.",
+        examples=[{"prompt_tokens": 4, "completion_tokens": 64}],
     )
     metrics: MetricsOut
     metadata: dict[str, str]
@@ -348,7 +352,7 @@ class ResultOut(BaseModel):
             {"embeddings": [[0.1, -0.2]], "dimensions": 2},
         ],
     )
-    usage: dict[str, int] | None
+    usage: dict[str, int | str] | None
     error: ErrorOut | None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
-from common.catalogue import Catalogue
+from common.catalogue import Catalogue, Model
 from common.errors import InvalidField
 from common.jobs import JobSpec, Submitted
 from common.queue import Key, Queue
@@ -56,7 +56,10 @@ class Submitter:
         model = self.catalogue.get(request.kind, request.model)
         asked, params = _given(body["input"]), _given(body.get("params"))
         if request.kind == "generation":
-            await self.prompts.check(model, asked, params.get("max_tokens"))
+            # Whichever model of the chain runs the job must be able to do all that it asks for.
+            for one in self.catalogue.chain(model):
+                _check_params(model, one, params)
+                await self.prompts.check(one, asked, params.get("max_tokens"))
         else:
             await embed_params.check(model, asked["texts"], params, self.prompts)
         return JobSpec(
@@ -86,6 +89,12 @@ class Submitter:
         if spec.ttl_s <= delay_s:
             raise InvalidField("ttl_s", spec.ttl_s, f"more than the {delay_s:.0f} s until the job may start")
         return spec
+
+
+def _check_params(asked: Model, model: Model, params: dict[str, Any]) -> None:
+    for name in model.unknown_params(params):
+        whose = "its upstream" if model is asked else f"its fallback {model.alias}"
+        raise InvalidField(f"params.{name}", params[name], f"nothing for the model {asked.alias}: {whose} has none")
 
 
 def checked(body: dict[str, Any]) -> GenerationRequest | EmbeddingRequest:

@@ -26,6 +26,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("what", help="generation, embedding, or the import path of a settings class")
     parser.add_argument("--model", help="alias in the catalogue (default: the kind's first)")
+    parser.add_argument(
+        "--for", dest="helped", metavar="ALIAS", help="run this alias' jobs, which fall back to --model, not its own"
+    )
     parser.add_argument("--slots", type=int, help="jobs to run at once (default: the catalogue's)")
     parser.add_argument("--device", help="GPUs to hold (1 or 0,1), auto, or cpu (default: a free one of this node)")
     parser.add_argument("--no-wait", action="store_true", help="end when the GPUs are taken; --burst does so too")
@@ -51,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = load_settings(**of_flags(args))
         log_to_stderr("debug" if args.verbose else settings.log_level)
         spread = {"tensor_parallel": args.tensor_parallel, "pipeline_parallel": args.pipeline_parallel}
-        kwargs = worker_settings(args.what, args.model, settings, spread)
+        kwargs = worker_settings(args.what, args.model, settings, spread, args.helped)
         if args.check:
             queue = kwargs.get("queue_name", default_queue_name)
             return asyncio.run(check(queue, effective_settings(settings, kwargs)))
@@ -73,10 +76,17 @@ def of_flags(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def worker_settings(
-    what: str, model: str | None, settings: Settings, spread: dict[str, int | None] | None = None
+    what: str,
+    model: str | None,
+    settings: Settings,
+    spread: dict[str, int | None] | None = None,
+    helped: str | None = None,
 ) -> dict[str, Any]:
     """The worker's settings for a kind of the catalogue or a settings class."""
     from common.errors import SettingsInvalid
+
+    if helped and (what != "generation" or not model):
+        raise SettingsInvalid("--for belongs to `generation --model ALIAS`: the model that runs another alias' jobs")
 
     if what not in KINDS:
         from arq.utils import import_string
@@ -97,6 +107,10 @@ def worker_settings(
     if not models:
         raise SettingsInvalid(f"{settings.catalogue} has no {what} model")
     chosen = (catalogue.get(what, model) if model else models[0]).spread(**spread or {})
+    if helped:
+        from workers.fallback import settings_for as fallback_settings_for
+
+        return {"settings": settings, **fallback_settings_for(catalogue, chosen, helped, settings)}
     if what == "generation":
         from workers.generation import settings_for
     else:
@@ -109,12 +123,18 @@ def run(kwargs: dict[str, Any], burst: bool) -> None:
     import uvloop
 
     from common.errors import SettingsInvalid
-    from workers.worker import create_worker
+    from workers.worker import Worker, create_worker
 
     loop = uvloop.new_event_loop()  # before the worker is made: its signal handlers go on this loop
     asyncio.set_event_loop(loop)
     try:
-        worker = create_worker(kwargs, **({"burst": True} if burst else {}))
+        worker: Worker
+        if "helped" in kwargs:
+            from workers.fallback import FallbackWorker
+
+            worker = FallbackWorker(**kwargs, burst=burst)
+        else:
+            worker = create_worker(kwargs, **({"burst": True} if burst else {}))
     except (RuntimeError, TypeError, ValueError) as error:
         raise SettingsInvalid(f"the settings class is wrong: {error}") from error
     worker.run()

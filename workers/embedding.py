@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from common.catalogue import Catalogue, Model
+from common.cost import priced
 from common.errors import EngineDead, JobFailed
 from common.jobs import ClaimedJob, JobResult
 from common.settings import Settings, load_settings
@@ -38,11 +39,12 @@ async def embedding(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
     output: dict[str, Any] = {"dimensions": size}
     if batch.truncated:
         output["truncated"] = batch.truncated
-    return JobResult(
+    result = JobResult(
         output,
         {"prompt_tokens": batch.prompt_tokens, "total_tokens": batch.prompt_tokens},
         vectors=Vectors(vectors.astype("<f4", copy=False).tobytes(), size, params.get("encoding_format", "float")),
     )
+    return priced(ctx["model"].cost, result)
 
 
 def prompted(texts: list[str], model: Model, input_type: str | None) -> list[str]:

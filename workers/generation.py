@@ -1,6 +1,6 @@
 """The job function of `generation`: one prompt to one text, streamed while it grows.
 
-What a delivery has emitted is a commitment. A job that is delivered again goes on from the emitted token ids, so
+What a delivery has emitted is a commitment. A job that is delivered again goes on from the emitted tokens, so
 that the texts of all its token events, put together, are always the text of its result.
 """
 
@@ -12,6 +12,7 @@ from contextlib import aclosing
 from typing import Any
 
 from common.catalogue import Catalogue, Model
+from common.cost import priced
 from common.errors import EngineDead, JobFailed
 from common.jobs import ClaimedJob, JobResult, JobSpec, Priority
 from common.settings import Settings, load_settings
@@ -53,7 +54,7 @@ async def generation(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
     except EngineDead as death:
         ctx["revival"].begin()
         raise JobFailed("engine_died", str(death), retryable=True) from death
-    return answer.result()
+    return priced(ctx["model"].cost, answer.result())
 
 
 async def _run(ctx: dict[str, Any], job: ClaimedJob, answer: Answer, request: GenerationRequest) -> None:
@@ -62,7 +63,7 @@ async def _run(ctx: dict[str, Any], job: ClaimedJob, answer: Answer, request: Ge
     async with aclosing(ctx["engine"].generate(job.id, request)) as deltas:
         async for delta in deltas:
             if text := answer.take(delta):
-                await emit(job, "token", {"text": text, "ids": answer.take_ids()})
+                await emit(job, "token", answer.event(text))
             if answer.finish_reason is not None:
                 return
     raise EngineDead("the engine ended an answer without a reason")
@@ -74,6 +75,8 @@ def _request(spec: JobSpec, params: dict[str, Any], answer: Answer) -> Generatio
         messages=spec.input.get("messages"),
         max_tokens=answer.max_tokens,
         sampling={name: params[name] for name in SAMPLING if params.get(name) is not None},
+        stop=answer.stop,
+        resume_text=answer.resumed_text,
         resume_ids=answer.resumed_ids,
         adapter=spec.model if spec.served_by else None,
         priority=PRIORITIES[spec.priority],
@@ -86,17 +89,24 @@ class Answer:
     def __init__(self, params: dict[str, Any], emitted: list[dict[str, Any]]) -> None:
         self.max_tokens: int = params.get("max_tokens") or DEFAULT_MAX_TOKENS
         self.finish_reason: FinishReason | None = None
-        self.resumed_ids = [token for event in emitted for token in event["ids"]]
-        self._texts = ["".join(event["text"] for event in emitted)]
-        self._resuming = bool(self.resumed_ids)
-        self._stop = StopStrings(params.get("stop") or [])
+        self.resumed_text = "".join(event["text"] for event in emitted)
+        # An upstream tells no ids: what it began is known by its text alone.
+        known = all("ids" in event for event in emitted)
+        self.resumed_ids = [token for event in emitted for token in event["ids"]] if known else []
+        stop = params.get("stop") or []
+        self.stop: list[str] = [stop] if isinstance(stop, str) else stop
+        self._texts = [self.resumed_text]
+        self._resuming = bool(self.resumed_text)
+        self._stop = StopStrings(self.stop)
         self._ids: list[int] = []
         self._prompt_tokens = 0
         self._completion_tokens = len(self.resumed_ids)
+        self._usage: dict[str, int] | None = None
 
     def take(self, delta: GenerationDelta) -> str:
         """Add one step; returns the text that can be shown now, which may be empty."""
         self._prompt_tokens = delta.prompt_tokens
+        self._usage = delta.usage
         self._completion_tokens += len(delta.token_ids)
         self._ids += delta.token_ids
         text = self._stop.pass_on(delta.text, last=delta.finish_reason is not None)
@@ -106,21 +116,24 @@ class Answer:
         self._texts.append(text)
         return text
 
-    def take_ids(self) -> list[int]:
-        """The tokens since the last call: ids of tokens without text go along with the next text."""
+    def event(self, text: str) -> dict[str, Any]:
+        """A token event; ids of tokens without text go along with the next text. An upstream tells no ids."""
+        if self._usage is not None:
+            return {"text": text}
         ids, self._ids = self._ids, []
-        return ids
+        return {"text": text, "ids": ids}
 
     def result(self) -> JobResult:
         """The whole answer; incomplete when the model's context ended it before the caller's limit."""
-        usage = {
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": self._completion_tokens,
-            "total_tokens": self._prompt_tokens + self._completion_tokens,
-        }
+        usage = self._counted() if self._usage is None else dict(self._usage)
+        if usage:
+            usage["total_tokens"] = sum(usage.values())
         output = {"text": "".join(self._texts), "finish_reason": self.finish_reason}
-        cut = self.finish_reason == "length" and self._completion_tokens < self.max_tokens
-        return JobResult(output, usage, incomplete=cut)
+        cut = self.finish_reason == "length" and usage.get("completion_tokens", self.max_tokens) < self.max_tokens
+        return JobResult(output, {**usage}, incomplete=cut)
+
+    def _counted(self) -> dict[str, int]:
+        return {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._completion_tokens}
 
     def _not_shown_yet(self, replayed: str) -> str:
         # The first delta of a resumed answer repeats the text of the resumed tokens. It can reach further than

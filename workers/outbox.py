@@ -74,7 +74,8 @@ class Outbox:
         if event is None:
             return False
         event.data["text"] += data["text"]
-        event.data["ids"] = event.data.get("ids", []) + data.get("ids", [])
+        if "ids" in data:
+            event.data["ids"] = event.data.get("ids", []) + data["ids"]
         return True
 
     def add_outcome(self, outcome: Outcome) -> None:

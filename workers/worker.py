@@ -25,7 +25,7 @@ from arq.worker import FailedJobs, Retry
 from arq.worker import Worker as ArqWorker
 from redis.exceptions import RedisError
 
-from common.errors import JobFailed
+from common.errors import JobFailed, NotNow
 from common.jobs import ClaimedJob, JobResult, decode, encode
 from common.queue import Answer, Event, Outcome, Queue
 from common.results import Results
@@ -188,11 +188,14 @@ class Worker(ArqWorker):
                 continue
             async with self._claiming:
                 self._request += 1
-                claimed = await patiently(self.queue.claim, self.queue_name, self.id, want, self._request)
+                claimed = await self._claim(want)
                 for job in claimed:
                     self._start(job)
             if len(claimed) < want and not await self._more():
                 return
+
+    async def _claim(self, want: int) -> list[ClaimedJob]:
+        return await patiently(self.queue.claim, self.queue_name, self.id, want, self._request)  # type: ignore[no-any-return]
 
     def _want(self) -> int:
         if self._suspects:
@@ -251,6 +254,9 @@ class Worker(ArqWorker):
             return self._failed(run, JobFailed("retry", "the job asked to be run again", True, delay_s))
         except JobFailed as failure:
             return self._failed(run, failure)
+        except NotNow as refusal:
+            log.info("job %s goes back to the queue: %s", run.job.id, refusal)
+            return Outcome.release(run.job, run.seq)
         except Exception as error:
             log.exception("job %s: %s", run.job.id, type(error).__name__)
             return self._failed(run, JobFailed("error", f"{type(error).__name__} in the job function", True))
@@ -347,7 +353,7 @@ class Worker(ArqWorker):
 
         The new leases are taken once the old ones are gone, so that there are never more of them than slots.
         """
-        if self._want() or self._suspects or self.burst or self._draining.is_set() or self._claiming.locked():
+        if self._want() or not self._fills_at_once():
             self._settled(outcomes, await patiently(self.queue.commit, self.queue_name, outcomes))
             return
         async with self._claiming:
@@ -358,6 +364,9 @@ class Worker(ArqWorker):
             self._settled(outcomes, answers)
             for job in claimed:
                 self._start(job)
+
+    def _fills_at_once(self) -> bool:
+        return not (self._suspects or self.burst or self._draining.is_set() or self._claiming.locked())
 
     def _settled(self, outcomes: list[Outcome], answers: list[Answer]) -> None:
         for outcome, answer in zip(outcomes, answers, strict=True):

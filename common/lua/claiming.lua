@@ -1,4 +1,4 @@
--- claiming.lua: what claim.lua and turn.lua share; both have the same first eight arguments.
+-- claiming.lua: what claim.lua, turn.lua and help.lua share; all have the same first eight arguments.
 local queue, worker, request, want = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local RETENTION_MS, MAX_DEATHS = ARGV[6], tonumber(ARGV[8])
 local DEADLINE = string.format('%d', NOW + ARGV[5])
@@ -184,6 +184,7 @@ local function lanes_with_work(meta, credit, writes)
 end
 
 local function claim()
+  if want == 0 then return end
   local meta = redis.call('HMGET', q .. 'meta', 'credit:high', 'credit:normal', 'credit:low', 'depth:high',
     'depth:normal', 'depth:low', 'rate', 'claimed')
   local credit, clocks, writes, got = {}, {}, {}, 0

@@ -16,6 +16,11 @@ local function stop(id, code, history, step, number, body, usage)
   if #history > 31 or number ~= '3' then -- it has, or may have, token events
     redis.call('PEXPIRE', P .. 'tokens:' .. id, RETENTION_MS)
   end
+  local cost, currency = string.match(usage, '"cost_micros":(%d+),"cost_currency":"(%u+)"')
+  if cost then -- by the model that the worker names when it runs another one's jobs
+    local model = string.match(redis.call('HGET', key, 'worker'), '@(.+)') or string.match(ARGV[1], ':(.+)')
+    count(q, 'cost:' .. currency .. ':' .. model, tonumber(cost))
+  end
   append(closed, id)
   observe(q, 'run', NOW - tonumber(string.sub(step, -13)))
 end

@@ -14,6 +14,10 @@ def generation_engine(model: Model) -> GenerationEngine:
         from workers.engines.fake_engine import FakeGenerationEngine
 
         return FakeGenerationEngine(model)
+    if model.engine == "openai":
+        from workers.engines.openai_engine import OpenAIGenerationEngine
+
+        return OpenAIGenerationEngine(model)
     from workers.engines.vllm_engine import VllmEngine
 
     return VllmEngine(model)
@@ -29,6 +33,10 @@ def embedding_engine(model: Model, data_dir: Path) -> EmbeddingEngine:
         from workers.engines.onnx_engine import OnnxEngine
 
         return OnnxEngine(model, data_dir)
+    if model.engine == "openai":
+        from workers.engines.openai_engine import OpenAIEmbeddingEngine
+
+        return OpenAIEmbeddingEngine(model)
     from workers.engines.sentence_transformers_engine import SentenceTransformersEngine
 
     return SentenceTransformersEngine(model)

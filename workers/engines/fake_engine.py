@@ -78,7 +78,7 @@ class FakeGenerationEngine(_FakeEngine):
             raise JobFailed("prompt_too_long", f"the prompt has {prompt_tokens} tokens, the model {room}")
         end = min(self.tokens, request.max_tokens, room)
         reason: FinishReason = "stop" if end == self.tokens else "length"
-        done = len(request.resume_ids)
+        done = len(request.resume_ids) or len(request.resume_text.split())
         self.running.add(request_id)
         try:
             await self._pause_at_start()

@@ -21,14 +21,17 @@ FinishReason = Literal["stop", "length"]
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt (or conversation) and how to continue it.
 
-    `resume_ids` are the tokens an earlier, interrupted delivery has already given away: generation goes on after
-    them, and they count towards `max_tokens`.
+    `resume_text` is what an earlier, interrupted delivery has already given away, and `resume_ids` are its tokens, as
+    far as the engine that made them told: generation goes on after them, and they count towards `max_tokens`.
+    `stop` may be left to the reader of the deltas, who cuts there too.
     """
 
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
     max_tokens: int
     sampling: dict[str, Any] = {}
+    stop: list[str] = []
+    resume_text: str = ""
     resume_ids: list[int] = []
     adapter: str | None = None  # alias of the model's adapter that answers; None for the model itself
     priority: int = 0  # lower goes first
@@ -37,7 +40,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 class GenerationDelta(msgspec.Struct, frozen=True, gc=False):
     """What one engine step added.
 
-    For a request with `resume_ids` the first delta has no tokens and the whole text of the resumed ones. The text
+    For a request with `resume_text` the first delta repeats that, and has none of the `resume_ids`. The text
     of a character whose bytes are not complete yet comes with the token that completes it.
     """
 
@@ -45,6 +48,7 @@ class GenerationDelta(msgspec.Struct, frozen=True, gc=False):
     token_ids: list[int]
     finish_reason: FinishReason | None
     prompt_tokens: int
+    usage: dict[str, int] | None = None  # of an upstream that counts for itself: {} until it has said
 
 
 class Cut(msgspec.Struct, frozen=True):

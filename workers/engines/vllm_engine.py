@@ -16,6 +16,8 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, cast
 
+import msgspec
+
 from common.catalogue import Model
 from common.errors import EngineDead, JobFailed, SettingsInvalid
 from workers.engines.owner import Owner
@@ -83,6 +85,7 @@ class VllmEngine:
         if not self.alive:
             raise EngineDead("the vLLM engine is not running")
         prompt_ids = await self._prompt_ids(llm, request)
+        request = _with_ids(llm, request)
         steps = self._resume if request.resume_ids else self._steps
         outputs = steps(llm, request_id, prompt_ids, request)
         try:
@@ -199,6 +202,14 @@ def engine_arguments(model: Model) -> dict[str, Any]:
         **model.engine_options,
         **lora_arguments(model, current_platform.is_cpu()),
     }
+
+
+def _with_ids(llm: Any, request: GenerationRequest) -> GenerationRequest:
+    """What another engine began, without telling its tokens, goes on from its text as this model reads it."""
+    if not request.resume_text or request.resume_ids:
+        return request
+    ids = llm.get_tokenizer().encode(request.resume_text, add_special_tokens=False)
+    return msgspec.structs.replace(request, resume_ids=ids[: request.max_tokens])
 
 
 async def _text(llm: Any, prompt: str) -> Any:

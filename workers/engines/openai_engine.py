@@ -1,0 +1,275 @@
+"""Models that something else serves already, behind OpenAI's API: another vLLM, llama.cpp's server, a hosted model.
+
+The upstream does the batching; here is one call a job. Closing a request closes its connection, which is what frees
+it there. An upstream cannot be handed back its own tokens, so a job that was interrupted is asked for again, and
+nothing is shown until the new answer has repeated what was shown before; if it says something else the job fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+import msgspec
+
+from common.catalogue import Model
+from common.errors import EngineDead, JobFailed
+from workers.engines.protocol import EmbeddingBatch, FinishReason, GenerationDelta, GenerationRequest
+from workers.engines.upstream_client import UpstreamClient, said
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+LINE_BYTES = 4 * 1024 * 1024  # of one event of a stream
+#: A job that another model has begun waits so long for it to come back before its next attempt.
+INTERRUPTED_S = 30.0
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None  # of a chat
+    text: str | None = None  # of a completion
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+class _Vector(msgspec.Struct):
+    index: int
+    embedding: list[float] | str
+
+
+class _Vectors(msgspec.Struct):
+    data: list[_Vector]
+    usage: _Usage = msgspec.field(default_factory=_Usage)
+
+
+class _Billed(msgspec.Struct):
+    input_tokens: int = 0
+
+
+class _Meta(msgspec.Struct):
+    billed_units: _Billed = msgspec.field(default_factory=_Billed)
+
+
+class _CohereVectors(msgspec.Struct):
+    embeddings: dict[str, list[list[float]]]
+    meta: _Meta = msgspec.field(default_factory=_Meta)
+
+
+class _UpstreamEngine:
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.client = UpstreamClient(model)
+
+    async def start(self) -> None:
+        """Read the key. Nothing is asked: an upstream that is away may come back."""
+        self.client.open()
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        await self.client.close()
+
+    async def restart(self) -> None:
+        """Open again if closed."""
+        if not self.client.is_open:
+            self.client.open()
+
+    @property
+    def alive(self) -> bool:
+        """Whether calls can be made; whether the upstream takes them is found out by each."""
+        return self.client.is_open
+
+    @property
+    def held_s(self) -> float:
+        """Seconds until the upstream may be asked again."""
+        return self.client.held_s
+
+    def _check_open(self) -> None:
+        if not self.client.is_open:
+            raise EngineDead("the upstream's connections are closed")
+
+
+class OpenAIGenerationEngine(_UpstreamEngine):
+    """A language model behind `/chat/completions` and `/completions`."""
+
+    async def generate(self, request_id: str, request: GenerationRequest) -> AsyncGenerator[GenerationDelta]:
+        """Deltas as the upstream streams them, without token ids; the last has the upstream's own count of tokens."""
+        self._check_open()
+        path = "/chat/completions" if request.messages else "/completions"
+        async with self.client.call(path, self._body(request)) as response, aclosing(self._answer(response)) as deltas:
+            if request.resume_text:
+                deltas = self._after(request.resume_text, deltas)
+            async for delta in deltas:
+                yield delta
+
+    def _body(self, request: GenerationRequest) -> dict[str, Any]:
+        asked = {"messages": request.messages} if request.messages else {"prompt": request.prompt}
+        field = self.client.options.max_tokens_field if request.messages else "max_tokens"
+        return {
+            "model": self.model.weights,
+            **asked,
+            field: request.max_tokens,
+            **request.sampling,
+            **({"stop": request.stop} if request.stop else {}),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+
+    async def _answer(self, response: httpx.Response) -> AsyncGenerator[GenerationDelta]:
+        """The deltas of one answer. Its end is held back until the stream's, since the usage comes in between."""
+        reason: FinishReason | None = None
+        usage: dict[str, int] = {}
+        async for chunk in self._chunks(response):
+            if chunk.usage is not None:
+                usage = {"prompt_tokens": chunk.usage.prompt_tokens, "completion_tokens": chunk.usage.completion_tokens}
+            for choice in chunk.choices[:1]:
+                text = choice.text if choice.delta is None else choice.delta.content
+                if text:
+                    yield GenerationDelta(text, [], None, 0, {})
+                if choice.finish_reason is not None:
+                    reason = self._reason(choice.finish_reason)
+        if reason is None:
+            raise self.client.failed("upstream_broke", "the stream ended in the middle of the answer")
+        yield GenerationDelta("", [], reason, usage.get("prompt_tokens", 0), usage)
+
+    async def _chunks(self, response: httpx.Response) -> AsyncIterator[_Chunk]:
+        async for line in self._lines(response):
+            if not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return
+            try:
+                chunk = msgspec.json.decode(data, type=_Chunk)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                raise self.client.failed("upstream_broke", "a line of the stream is not an event") from None
+            if chunk.error is not None:
+                raise self.client.failed("upstream_error", f"in the middle of the answer: {said(chunk.error)}")
+            yield chunk
+
+    async def _lines(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        # httpx's own lines would also end at U+2028 and its like, which may stand in a text.
+        rest = b""
+        async for piece in response.aiter_bytes():
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                yield line
+            if len(rest) > LINE_BYTES:
+                raise self.client.failed("upstream_broke", f"a line of the stream is longer than {LINE_BYTES} bytes")
+        yield rest
+
+    def _reason(self, reason: str) -> FinishReason:
+        if reason == "content_filter":
+            raise self.client.failed("content_filter", "its filter ended the answer", retryable=False)
+        return "length" if reason == "length" else "stop"
+
+    async def _after(self, shown: str, deltas: AsyncGenerator[GenerationDelta]) -> AsyncGenerator[GenerationDelta]:
+        """The deltas of an answer asked for again: the first has all that was shown before, and perhaps more."""
+        text = ""
+        async for delta in deltas:
+            if len(text) >= len(shown):
+                yield delta
+                continue
+            text += delta.text
+            ended_early = delta.finish_reason is not None and len(text) < len(shown)
+            if ended_early or not (shown.startswith(text) or text.startswith(shown)):
+                raise JobFailed(
+                    "interrupted",
+                    f"the answer broke off after {len(shown)} characters, and asked again {self.model.alias} says"
+                    " something else",
+                    retryable=True,
+                    delay_s=INTERRUPTED_S,
+                )
+            if len(text) >= len(shown):
+                yield msgspec.structs.replace(delta, text=text)
+
+
+class OpenAIEmbeddingEngine(_UpstreamEngine):
+    """An embedding model behind OpenAI's `/embeddings` or Cohere's `/embed`."""
+
+    async def embed(self, texts: list[str], truncate: bool = True) -> EmbeddingBatch:
+        """One vector a text, in order, by as many calls as the upstream's largest batch makes necessary.
+
+        Whether a text that is too long is cut is the upstream's to say: OpenAI's API refuses it always, Cohere's and
+        vLLM's do as they are told. None of them tells which were cut.
+        """
+        import numpy as np
+
+        self._check_open()
+        size = self.client.options.texts
+        ask = self._cohere if self.client.options.flavour == "cohere" else self._openai
+        calls = [asyncio.create_task(ask(texts[i : i + size], truncate)) for i in range(0, len(texts), size)]
+        try:
+            parts = await asyncio.gather(*calls)
+        finally:
+            for call in calls:
+                call.cancel()
+        return EmbeddingBatch(
+            np.concatenate([part.vectors for part in parts]), sum(part.prompt_tokens for part in parts)
+        )
+
+    async def _openai(self, texts: list[str], truncate: bool) -> EmbeddingBatch:
+        options = self.client.options
+        body = {"model": self.model.weights, "input": texts, "encoding_format": options.encoding_format}
+        if options.extensions and truncate:
+            body["truncate_prompt_tokens"] = -1  # to the model's length, as vLLM says it
+        answer = await self._ask("/embeddings", body, _Vectors)
+        ordered = sorted(answer.data, key=lambda vector: vector.index)
+        if [vector.index for vector in ordered] != list(range(len(texts))):
+            raise self.client.failed("upstream_broke", f"{len(ordered)} vectors for {len(texts)} texts")
+        return self._batch([vector.embedding for vector in ordered], answer.usage.prompt_tokens)
+
+    async def _cohere(self, texts: list[str], truncate: bool) -> EmbeddingBatch:
+        options = self.client.options
+        body = {"model": self.model.weights, "texts": texts, "input_type": options.input_type}
+        body |= {"embedding_types": ["float"], "truncate": "END" if truncate else "NONE"}
+        answer = await self._ask("/embed", body, _CohereVectors)
+        vectors = answer.embeddings.get("float", [])
+        if len(vectors) != len(texts):
+            raise self.client.failed("upstream_broke", f"{len(vectors)} vectors for {len(texts)} texts")
+        return self._batch(vectors, answer.meta.billed_units.input_tokens)
+
+    async def _ask(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
+        async with self.client.call(path, body) as response:
+            read = await response.aread()
+        try:
+            return msgspec.json.decode(read, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self.client.failed("upstream_broke", f"its answer cannot be read: {error}") from None
+
+    def _batch(self, vectors: Sequence[list[float] | str], prompt_tokens: int) -> EmbeddingBatch:
+        import numpy as np
+
+        try:
+            rows = [_row(vector) for vector in vectors]
+            return EmbeddingBatch(np.stack(rows), prompt_tokens)
+        except ValueError as error:  # not base64, or of different lengths
+            raise self.client.failed("upstream_broke", f"its vectors cannot be read: {error}") from None
+
+
+def _row(vector: list[float] | str) -> NDArray[np.float32]:
+    import numpy as np
+
+    if isinstance(vector, str):  # base64 of little-endian float32
+        return np.frombuffer(base64.b64decode(vector, validate=True), "<f4").astype(np.float32)
+    return np.asarray(vector, np.float32)
