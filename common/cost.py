@@ -17,7 +17,7 @@ from common.jobs import JobResult, Usage
 class Cost:
     """Prices of one model."""
 
-    currency: str
+    currency: str = ""  # three capitals; the catalogue insists on it
     input: float = 0.0  # per million tokens of prompt, or of embedded text
     output: float = 0.0  # per million tokens of answer
     audio_minute: float = 0.0

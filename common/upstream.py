@@ -90,7 +90,7 @@ class Upstream:
         _check(upstream, "concurrency", lambda value: 1 <= value <= 10_000, "1 to 10000")
         _check(upstream, "max_retries", lambda value: 0 <= value <= 10, "0 to 10")
         _check(upstream, "batch_texts", lambda value: 0 <= value <= 10_000, "1 to 10000")
-        _check(upstream, "api_key_env", lambda value: not value or VARIABLE.match(value), "a variable's name")
+        _check(upstream, "api_key_env", lambda value: not value or VARIABLE.match(value), "the name of a variable")
         _check(upstream, "api_key_header", HEADER.match, "a header's name")
         for name, variable in upstream.headers_env.items():
             if not HEADER.match(name) or not isinstance(variable, str) or not VARIABLE.match(variable):
@@ -111,7 +111,7 @@ def _check(upstream: Upstream, key: str, is_allowed: Callable[[Any], Any], allow
     value = getattr(upstream, key)
     if not is_allowed(value):
         # Somebody may have written the key itself where the name of its variable belongs.
-        raise OptionInvalid(key, "not one" if key == "api_key_env" else value, allowed)
+        raise OptionInvalid(key, "no name" if key == "api_key_env" else value, allowed)
 
 
 def _check_url(url: str) -> None:

@@ -7,6 +7,7 @@ local COST = 1 -- of a job, over WEIGHT of its user: both come with the tenants 
 local q = at(queue)
 local JOB, ID = P .. 'job:', id_of('')
 local taken, leases, held, gone, depth = {}, {}, {}, {}, {}
+local helping = false -- whether the worker runs another model than the queue's: help.lua
 local budget = want + 1000 -- entries to look at: thousands of expired ones must not keep Redis busy in one call
 
 local function answer(held_now, deliveries, suspect, ticket, work)
@@ -38,6 +39,9 @@ local function lease(id, job)
   answer(member, deliveries + 1, suspect, ticket, work)
 end
 
+-- Whether an answer was begun: only the model that began it can go on with it.
+local function has_begun(id) return redis.call('EXISTS', P .. 'tokens:' .. id) == 1 end
+
 -- Lease a job that was taken out of its line; 1 if it was, 0 if it must not be run.
 local function take(id, entry, lane)
   budget = budget - 1
@@ -47,6 +51,10 @@ local function take(id, entry, lane)
     gone[lane] = (gone[lane] or 0) + 1
   elseif code_of(job[2]) == 'q' then
     if string.sub(job[1], 1, 13) > NOW_TEXT then
+      if helping and has_begun(id) then
+        redis.call('RPUSH', q .. lane .. ':returned', id)
+        return 0
+      end
       lease(id, job)
       return 1
     end
@@ -56,10 +64,20 @@ local function take(id, entry, lane)
   return 0
 end
 
+local function next_returned(key)
+  if not helping then return redis.call('LPOP', key) end
+  for _, id in ipairs(redis.call('LRANGE', key, 0, 999)) do
+    if not has_begun(id) then
+      redis.call('LREM', key, 1, id)
+      return id
+    end
+  end
+end
+
 local function take_returned(lane, k)
   local got = 0
   while got < k and budget > 0 do
-    local id = redis.call('LPOP', q .. lane .. ':returned')
+    local id = next_returned(q .. lane .. ':returned')
     if not id then return got end
     got = got + take(id, 'returned', lane)
     if taken[#taken - 2] == 1 then budget = 0 end -- it must run alone: hand out nothing behind it
@@ -200,7 +218,7 @@ local function claim()
       if n == portion[lane] then
         append(more, lane)
       elseif budget > 0 then -- nothing is left in it
-        credit[lane], depth[lane] = 0, 0
+        credit[lane], depth[lane] = 0, helping and redis.call('LLEN', q .. lane .. ':returned') or 0
       end
     end
     lanes = more

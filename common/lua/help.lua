@@ -1,5 +1,6 @@
 -- help: claim for a worker of a fallback model, which runs what the queue's own workers do not get to: every job
 --       while none of those before it in the chain is alive, else as many as have waited longer than the bound.
+--       An answer that was begun is left to them: it can only go on with the model that began it.
 -- KEYS[1] shard prefix
 -- ARGV    the eight of claim, then the bound in ms, then the aliases between the queue's own model and this one
 -- returns what claim returns
@@ -31,7 +32,7 @@ local function overdue(lane, most)
   local n, before = 0, NOW - AFTER_MS
   for _, id in ipairs(redis.call('LRANGE', q .. lane .. ':returned', 0, most - 1)) do
     local history = redis.call('HGET', JOB .. id, 'history')
-    if history and since_of(history) <= before then n = n + 1 end
+    if history and since_of(history) <= before and not has_begun(id) then n = n + 1 end
   end
   for _, user in ipairs(redis.call('ZRANGE', q .. lane .. ':users', 0, 63)) do
     if n >= most then return most end
@@ -45,6 +46,7 @@ if not alone() then
   for _, lane in ipairs(LANES) do n = n + (want > n and overdue(lane, want - n) or 0) end
   want = n
 end
+helping = true
 claim_or_repeat()
 finish(ARGV[7])
 return taken

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LINE_BYTES = 4 * 1024 * 1024  # of one event of a stream
-#: A job that another model has begun waits so long for it to come back before its next attempt.
-INTERRUPTED_S = 30.0
 
 
 class _Usage(msgspec.Struct):
@@ -198,7 +196,6 @@ class OpenAIGenerationEngine(_UpstreamEngine):
                     f"the answer broke off after {len(shown)} characters, and asked again {self.model.alias} says"
                     " something else",
                     retryable=True,
-                    delay_s=INTERRUPTED_S,
                 )
             if len(text) >= len(shown):
                 yield msgspec.structs.replace(delta, text=text)
@@ -230,7 +227,7 @@ class OpenAIEmbeddingEngine(_UpstreamEngine):
 
     async def _openai(self, texts: list[str], truncate: bool) -> EmbeddingBatch:
         options = self.client.options
-        body = {"model": self.model.weights, "input": texts, "encoding_format": options.encoding_format}
+        body: dict[str, Any] = {"model": self.model.weights, "input": texts, "encoding_format": options.encoding_format}
         if options.extensions and truncate:
             body["truncate_prompt_tokens"] = -1  # to the model's length, as vLLM says it
         answer = await self._ask("/embeddings", body, _Vectors)
