@@ -50,6 +50,8 @@ def _fallback(model: Model) -> Found:
             "fallback",
             f"fallback is for generation: {model.kind} results of two models cannot stand beside each other",
         )
+    if model.fallback and model.adapters:
+        yield "fallback", "fallback is for a model without adapters: no other model has them"
     if not 0 < model.fallback_after_s <= 86_400:
         yield "fallback_after_s", f"fallback_after_s is {model.fallback_after_s:g}; allowed: more than 0, at most 86400"
     if "fallback_after_s" in model.places and not model.fallback:

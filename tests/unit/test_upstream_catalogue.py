@@ -94,6 +94,7 @@ def test_a_hosted_model_is_read_and_has_a_slot_for_each_call_it_takes(tmp_path: 
         ("fallback_after_s = 5", "defaults.top_k = 5", ":5: [models.local] defaults.top_k: the upstream of its fallb"),
         ('"gpt-5-mini"', '"x"\ndefaults.min_p = 0.1', ":12: [models.hosted] defaults.min_p: its upstream has no"),
         ('"embed-v4"', '"embed-v4"\nfallback = ["hosted"]', "[models.vectors] fallback is for generation: emb"),
+        ("fallback_after_s = 5", 'adapters = { a = "./a" }', ":5: [models.local] fallback is for a model without adap"),
         ('currency = "EUR"\n', "", "[models.hosted] cost.currency is ''; allowed: three capitals"),
         ('currency = "EUR"', 'currency = "euro"', "[models.hosted] cost.currency is 'euro'; allowed: three capitals"),
         ("output = 2", "output = -2", "[models.hosted] cost.output is -2; allowed: 0 to 1000000"),
