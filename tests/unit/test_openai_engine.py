@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -58,7 +59,7 @@ async def engine_of(model: Model) -> AsyncIterator[OpenAIGenerationEngine]:
 
 @asynccontextmanager
 async def embedder_of(model: Model) -> AsyncIterator[OpenAIEmbeddingEngine]:
-    engine = embedding_engine(model)
+    engine = embedding_engine(model, Path())
     assert isinstance(engine, OpenAIEmbeddingEngine)
     await engine.start()
     yield engine
