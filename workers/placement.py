@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from common.errors import SettingsInvalid
 from common.settings import Settings
 from workers.device_locks import DeviceLocks, GateBusy, Hold, Holder, fits
 from workers.devices import Device, list_devices
+from workers.engines.memory import not_free, too_small, utilization
 
 log = logging.getLogger("jarvis.devices")
 
@@ -28,8 +29,9 @@ ORDER = "CUDA_DEVICE_ORDER"
 LOOK_EVERY_S = 0.25
 GATE_PAUSE_S = 0.01
 SAY_AGAIN_S = 60.0
-#: What vLLM may use of the share when no preset says: the rest is for the CUDA context and other libraries.
-UTILIZATION = 0.92
+#: How long a dead worker's engine may take to give its memory back.
+SETTLE_S = 10.0
+SETTLE_LOOK_S = 0.5
 
 
 @dataclass
@@ -83,15 +85,15 @@ async def place(model: Model, settings: Settings) -> Placement:
             placement.show_engine({VISIBLE: ""})  # torch would make itself a context on GPU 0
         return placement
     if VISIBLE in os.environ and settings.device is None:
-        return _placed_by_user(model)
-    devices = list_devices(settings)
+        return await _placed_by_user(model, settings)
+    devices = await asyncio.to_thread(list_devices, settings)
     if not devices:
         return _without_gpus(settings)
     _say_simulated(devices)
     candidates = _candidates(devices, settings.device)
     if len(candidates) < model.gpu_count:
         raise SettingsInvalid(f"{_need(model)}; {_these(candidates)} at hand. {_OVER_NODES}")
-    hold = await _held(DeviceLocks(settings.device_lock_dir), candidates, model, settings.device_wait)
+    hold = await _with_memory(candidates, model, settings)
     held = [device for device in devices if device.index in hold.devices]
     placement = Placement(", ".join(map(str, held)), model.share, held, hold)
     placement.show_engine({ORDER: "PCI_BUS_ID", VISIBLE: ",".join(str(device.index) for device in held)})
@@ -109,8 +111,7 @@ def for_engine(model: Model, placement: Placement) -> Model:
     if model.pipeline_parallel > 1:
         options["pipeline_parallel_size"] = model.pipeline_parallel
     if placement.devices and not any(device.simulated for device in placement.devices):
-        of_share = model.engine_options.get("gpu_memory_utilization", UTILIZATION)
-        options["gpu_memory_utilization"] = round(of_share * placement.share, 4)
+        options["gpu_memory_utilization"] = utilization(model)
     return replace(model, options={**options, **model.options})
 
 
@@ -118,6 +119,39 @@ _OVER_NODES = (
     'A model over several nodes needs options.distributed_executor_backend = "ray"; '
     "else lower tensor_parallel or pipeline_parallel"
 )
+
+
+async def _with_memory(candidates: list[Device], model: Model, settings: Settings) -> Hold:
+    """Hold devices that have the memory; raises SettingsInvalid with the numbers when none has."""
+    locks = DeviceLocks(settings.device_lock_dir)
+    large = [device for device in candidates if not too_small(model, device)]
+    if len(large) < model.gpu_count:
+        raise SettingsInvalid(too_small(model, max(candidates, key=lambda device: device.total_bytes or 0)))
+    wait, refusal = settings.device_wait, ""
+    while len(large) >= model.gpu_count:
+        try:
+            hold = await _held(locks, large, model, wait)
+        except SettingsInvalid as taken:
+            raise SettingsInvalid(refusal or str(taken)) from None
+        short = await _short_of_memory(hold.devices, model, settings)
+        if not short:
+            return hold
+        # Somebody without a lock of ours is on that card: another may do.
+        hold.release()
+        large = [device for device in large if device.index not in short]
+        wait, refusal = False, refusal or next(iter(short.values()))
+    raise SettingsInvalid(refusal)
+
+
+async def _short_of_memory(indices: Sequence[int], model: Model, settings: Settings) -> dict[int, str]:
+    """The devices with too little free memory, and why; asked until a dead worker's engine must have let go."""
+    until = time.monotonic() + SETTLE_S
+    while True:
+        devices = [one for one in await asyncio.to_thread(list_devices, settings) if one.index in indices]
+        short = {device.index: why for device in devices if (why := not_free(model, device))}
+        if not short or time.monotonic() > until:
+            return short
+        await asyncio.sleep(SETTLE_LOOK_S)
 
 
 async def _held(locks: DeviceLocks, candidates: list[Device], model: Model, wait: bool) -> Hold:
@@ -158,12 +192,16 @@ def _candidates(devices: list[Device], wanted: str | None) -> list[Device]:
     return [by_index[int(index)] for index in dict.fromkeys(indices)]
 
 
-def _placed_by_user(model: Model) -> Placement:
+async def _placed_by_user(model: Model, settings: Settings) -> Placement:
     visible = os.environ[VISIBLE]
     if visible in ("", "-1", "NoDevFiles"):
         return Placement()
     if len(visible.split(",")) < model.gpu_count:
         raise SettingsInvalid(f"{_need(model)}; {VISIBLE} is {visible}. {_OVER_NODES}")
+    for device in await asyncio.to_thread(list_devices, settings):
+        refusal = too_small(model, device) or not_free(model, device)
+        if str(device.index) in visible.split(",") and refusal:
+            raise SettingsInvalid(refusal)
     log.info("%s runs on GPU %s, which %s names; nothing is locked", model.queue, visible, VISIBLE)
     return Placement(f"GPU {visible} ({VISIBLE})", model.share)
 

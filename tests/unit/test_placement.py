@@ -15,7 +15,7 @@ from common.settings import Settings
 from workers.devices import GIB, Device, list_devices
 from workers.placement import Placement, for_engine, leave, place, settle
 
-TWO = "0, NVIDIA L4, 23034, 22500\n1, NVIDIA L4, 23034, 1000\n"
+TWO = "0, NVIDIA L4, 23034, 22500\n1, NVIDIA L4, 23034, 22000\n"
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def settings(folder: Path, **values: Any) -> Settings:
 
 
 def model(engine: str = "vllm", **values: Any) -> Model:
-    return Model("m", "generation", engine, "./m", 100, 8, **values)
+    return Model("m", "generation", engine, "lab/m", 100, 8, **values)
 
 
 def refusal(model: Model, settings: Settings) -> str:
@@ -99,6 +99,36 @@ async def test_what_the_user_made_visible_is_obeyed_and_not_locked_unless_asked(
     )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert (await place(model(), settings(tmp_path))).device == "cpu"
+
+
+async def test_a_gpu_that_others_have_filled_is_passed_over_and_refused_with_numbers_when_there_is_no_other(
+    smi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.placement.SETTLE_S", 0.0)
+    smi.write_text("0, NVIDIA L4, 23034, 1024\n1, NVIDIA L4, 23034, 22000\n")  # noqa: ASYNC240
+    placement = await place(model(), settings(tmp_path))
+    assert placement.device == "GPU 1 (NVIDIA L4)"
+    placement.leave()
+    message = await asyncio.to_thread(refusal, model(), settings(tmp_path, device="0"))
+    assert "m needs 20.7 GiB (gpu_memory_utilization 0.92 (gpu_share 1)) of GPU 0 (NVIDIA L4)" in message
+    assert "which has 1.0 GiB of 22.5 GiB free" in message
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert "1.0 GiB of 22.5 GiB free" in await asyncio.to_thread(refusal, model(), settings(tmp_path))
+
+
+async def test_the_memory_of_a_dead_workers_engine_is_waited_for(
+    smi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([1, 1, 20])
+
+    def nvidia_smi(_: Settings) -> list[Device]:
+        return [Device(0, "L4", 22 * GIB, next(answers, 21) * GIB)]
+
+    monkeypatch.setattr("workers.placement.list_devices", nvidia_smi)
+    monkeypatch.setattr("workers.placement.SETTLE_LOOK_S", 0.001)
+    placement = await place(model(), settings(tmp_path))
+    assert next(answers, "all were asked for") == "all were asked for"
+    placement.leave()
 
 
 async def test_a_model_that_needs_no_gpu_sees_none(smi: Path, tmp_path: Path) -> None:
