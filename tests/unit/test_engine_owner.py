@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -48,6 +49,28 @@ def test_a_copy_inside_the_owner_ties_nothing() -> None:
     assert copy.deepcopy(Owner()).pid == os.getpid()
     assert os.getsid(0) == session
     assert Owner().compute_hash() == ""
+
+
+def fail(owner: Owner) -> None:
+    """The child: logging is set up anew, as vLLM does it, and an error is logged."""
+    import logging.config
+
+    logging.config.dictConfig({"version": 1, "loggers": {"vllm": {"handlers": []}}, "disable_existing_loggers": False})
+    try:
+        raise ValueError("No available memory\nfor the cache blocks")
+    except ValueError:
+        logging.getLogger("vllm.v1.engine.core").exception("EngineCore failed to start.")
+    logging.getLogger("vllm").error("no exception, so no cause")
+
+
+def test_what_a_process_of_the_engine_logs_before_it_gives_up_comes_back_once() -> None:
+    owner = Owner()
+    assert owner.told() == []
+    child = multiprocessing.get_context("spawn").Process(target=fail, args=(owner,))
+    child.start()
+    child.join(30)
+    assert owner.told() == ["ValueError: No available memory for the cache blocks"]
+    assert owner.told() == []
 
 
 def gone_within(pid: int, timeout_s: float) -> bool:

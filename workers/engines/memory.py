@@ -33,7 +33,7 @@ ADVICE = (
     ),
     (
         "No available memory for the cache blocks",
-        "weights and activations leave nothing for the KV cache: raise gpu_share (or options.gpu_memory_utilization), "
+        "nothing is left for the KV cache: raise gpu_share (or options.gpu_memory_utilization, kv_cache_memory_bytes), "
         "lower options.max_num_batched_tokens or options.max_num_seqs, quantize the weights (quantization), "
         "or spread them (tensor_parallel)",
     ),

@@ -20,6 +20,7 @@ import msgspec
 
 from common.catalogue import Model
 from common.errors import EngineDead, JobFailed, SettingsInvalid
+from workers.engines.memory import advice
 from workers.engines.owner import Owner
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
 from workers.engines.vllm_adapters import lora_arguments, lora_request
@@ -55,6 +56,7 @@ class VllmEngine:
         self.model = model
         self._stat_loggers = stat_loggers
         self._llm: Any = None
+        self._owner = Owner()
         self._changing = asyncio.Lock()
 
     async def start(self) -> None:
@@ -92,7 +94,7 @@ class VllmEngine:
             async for delta in outputs:
                 yield delta
         except Exception as error:
-            raise _translated(error) from error
+            raise self._explained(_translated(error)) from error
         finally:
             await outputs.aclose()
 
@@ -105,7 +107,10 @@ class VllmEngine:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         if "kv_cache_memory_bytes" not in self.model.engine_options:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; read on CPU only
-        self._llm = await _in_thread(self._build)
+        try:
+            self._llm = await _in_thread(self._build)
+        except Exception as error:
+            raise self._explained(error) from error
 
     def _build(self) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -114,8 +119,19 @@ class VllmEngine:
         known = {one.name for one in fields(AsyncEngineArgs)}
         if unknown := set(self.model.engine_options) - known:
             raise SettingsInvalid(f"{self.model.place}: options of {self.model.alias}: vLLM has no {sorted(unknown)}")
-        arguments = AsyncEngineArgs(additional_config=Owner(), **engine_arguments(self.model))
+        arguments = AsyncEngineArgs(additional_config=self._owner, **engine_arguments(self.model))
         return AsyncLLM.from_engine_args(arguments, stat_loggers=self._stat_loggers)
+
+    def _explained(self, error: Exception) -> Exception:
+        """The error with what to turn in the catalogue, if memory ran out in this process or the engine's own."""
+        if isinstance(error, JobFailed):
+            return error
+        told = "; ".join([str(error), *self._owner.told()])
+        if (what := advice(told, self.model)) is None:
+            return error
+        if isinstance(error, EngineDead):
+            return EngineDead(f"{error}: {what}")
+        return SettingsInvalid(f"{self.model.place}: {self.model.alias}: {what}. The engine said: {told}")
 
     async def _stop(self) -> None:
         llm, self._llm = self._llm, None
