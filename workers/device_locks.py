@@ -23,6 +23,7 @@ from common.errors import SettingsInvalid
 #: Not in $TMPDIR or $XDG_RUNTIME_DIR: workers of one user may differ in them, and must meet here.
 OWN_FOLDER = f"/tmp/jarvis-{os.getuid()}"
 GATE = "gate"
+LOADING = "loading-"
 SUFFIX = ".hold"
 ROUNDING = 1e-9  # 0.1 + 0.2 + 0.7 fits one card
 
@@ -45,7 +46,7 @@ def fits(held: float, share: float) -> bool:
 
 
 class GateBusy(Exception):
-    """Another worker is choosing at this moment."""
+    """Another worker is choosing, or loading, at this moment."""
 
 
 class Hold:
@@ -83,7 +84,7 @@ class DeviceLocks:
 
         Raises GateBusy when it must be asked again in a moment.
         """
-        with self._gate():
+        with self._locked(GATE):
             left = dict.fromkeys(among, 1.0)
             for holder in self._holders():
                 for device in holder.devices:
@@ -95,9 +96,15 @@ class DeviceLocks:
             chosen = sorted(free, key=lambda device: -round(left[device], 6))[:count]
             return self._hold(Holder(os.getpid(), queue, tuple(sorted(chosen)), share))
 
+    @contextmanager
+    def loading(self, device: int) -> Iterator[None]:
+        """While inside, nobody else loads a model on this device; raises GateBusy while somebody does."""
+        with self._locked(f"{LOADING}{device}"):
+            yield
+
     def holders(self) -> list[Holder]:
         """Every live worker that holds a device; raises GateBusy when it must be asked again in a moment."""
-        with self._gate():
+        with self._locked(GATE):
             return self._holders()
 
     def _holders(self) -> list[Holder]:
@@ -111,22 +118,18 @@ class DeviceLocks:
         return Hold(path, descriptor, holder)
 
     @contextmanager
-    def _gate(self) -> Iterator[None]:
-        descriptor = os.open(self.folder / GATE, os.O_RDONLY | os.O_CREAT, 0o644)
+    def _locked(self, name: str) -> Iterator[None]:
+        descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_CREAT, 0o644)
         _open.add(descriptor)
         try:
-            _lock(descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise GateBusy from None
             yield
         finally:
             _open.discard(descriptor)
             os.close(descriptor)
-
-
-def _lock(descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise GateBusy from None
 
 
 def _holder(path: Path) -> Holder | None:

@@ -14,7 +14,7 @@ from common.settings import Settings, load_settings
 from common.vectors import Vectors
 from workers.engines import embedding_engine
 from workers.engines.revival import Revival
-from workers.placement import leave, settle
+from workers.placement import leave, loading, settle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +81,8 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     model: Model = ctx.get("model") or Catalogue.load(settings.catalogue).of_kind("embedding")[0]
     started = time.monotonic()
     engine = embedding_engine(await settle(ctx, model, settings), settings.data_dir)
-    await engine.start()
+    async with loading(ctx, model, settings):
+        await engine.start()
     ctx.update(settings=settings, model=model, engine=engine, revival=Revival(engine))
     log.info("loaded %s: %s %s in %.1f s", model.queue, model.engine, model.weights, time.monotonic() - started)
 

@@ -19,7 +19,7 @@ from common.settings import Settings, load_settings
 from workers.engines import generation_engine
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
 from workers.engines.revival import Revival
-from workers.placement import leave, settle
+from workers.placement import leave, loading, settle
 
 log = logging.getLogger("jarvis.generation")
 
@@ -179,7 +179,8 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     model: Model = ctx.get("model") or Catalogue.load(settings.catalogue).of_kind("generation")[0]
     started = time.monotonic()
     engine = generation_engine(await settle(ctx, model, settings))
-    await engine.start()
+    async with loading(ctx, model, settings):
+        await engine.start()
     ctx.update(settings=settings, model=model, engine=engine, revival=Revival(engine))
     log.info("loaded %s: %s %s in %.1f s", model.queue, model.engine, model.weights, time.monotonic() - started)
 

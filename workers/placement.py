@@ -11,16 +11,17 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common.catalogue import Model
-from common.errors import SettingsInvalid
+from common.errors import JarvisError, SettingsInvalid
 from common.settings import Settings
 from workers.device_locks import DeviceLocks, GateBusy, Hold, Holder, fits
 from workers.devices import Device, list_devices
-from workers.engines.memory import not_free, too_small, utilization
+from workers.engines.memory import advice, not_free, too_small, utilization
 
 log = logging.getLogger("jarvis.devices")
 
@@ -67,6 +68,39 @@ async def settle(ctx: dict[str, Any], model: Model, settings: Settings) -> Model
     placement = await place(model, settings)
     ctx.update(placement=placement, device=placement.device, gpu_share=placement.share)
     return for_engine(model, placement)
+
+
+@asynccontextmanager
+async def loading(ctx: dict[str, Any], model: Model, settings: Settings) -> AsyncIterator[None]:
+    """Load the model inside: alone on a card that several share, and with the key to turn if memory runs out."""
+    # vLLM measures what its model takes from the card's free memory: another that loads meanwhile would be counted in.
+    shared = [device.index for device in ctx["placement"].devices] if model.share < 1 else []
+    async with AsyncExitStack() as alone:
+        for index in shared:
+            await _alone_on(alone, index, model, settings)
+        try:
+            yield
+        except JarvisError:
+            raise
+        except Exception as error:
+            if (what := advice(f"{type(error).__name__}: {error}", model)) is None:
+                raise
+            raise SettingsInvalid(f"{model.place}: {model.alias}: {what}. The engine said: {error}") from error
+
+
+async def _alone_on(alone: AsyncExitStack, index: int, model: Model, settings: Settings) -> None:
+    locks = DeviceLocks(settings.device_lock_dir)
+    said = False
+    while True:
+        try:
+            alone.enter_context(locks.loading(index))
+        except GateBusy:
+            if not said:
+                log.info("%s waits while another model is loaded on GPU %d", model.queue, index)
+            said = True
+            await asyncio.sleep(LOOK_EVERY_S)
+        else:
+            return
 
 
 def leave(ctx: dict[str, Any]) -> None:

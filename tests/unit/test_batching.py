@@ -125,6 +125,17 @@ async def test_one_calls_failure_is_not_the_others(engine: Engine) -> None:
     assert [five.vectors[0, 0], six.vectors[0, 0]] == [5, 6]  # type: ignore[union-attr]
 
 
+async def test_memory_that_runs_out_names_the_option_to_turn(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(ids: Any, mask: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(engine.counting, "encode", full)
+    with pytest.raises(JobFailed) as caught:
+        await engine.embed([text(2, 3)])
+    assert (caught.value.code, caught.value.retryable) == ("out_of_memory", True)
+    assert "options.batch_tokens" in caught.value.message
+
+
 async def test_a_batch_waits_for_company_only_as_long_as_it_may() -> None:
     engine = await started(batch_wait_ms=400)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import SettingsInvalid
-from workers.device_locks import DeviceLocks, GateBusy, Hold, Holder
+from workers.device_locks import GATE, DeviceLocks, GateBusy, Hold, Holder
 
 # Takes GPU 0, forks a process that outlives it, says so, and waits to be killed.
 HOLDER = """
@@ -83,7 +83,7 @@ def test_a_killed_holder_holds_nothing_even_when_a_process_that_it_forked_lives_
 
 
 def test_while_another_worker_chooses_nobody_else_does(locks: DeviceLocks) -> None:
-    with locks._gate(), pytest.raises(GateBusy):
+    with locks._locked(GATE), pytest.raises(GateBusy):
         take(locks, 0.5)
     assert take(locks, 0.5) is not None
 

@@ -13,7 +13,7 @@ from common.errors import SettingsInvalid
 from common.model import Model
 from common.settings import Settings
 from workers.devices import GIB, Device, list_devices
-from workers.placement import Placement, for_engine, leave, place, settle
+from workers.placement import Placement, for_engine, leave, loading, place, settle
 
 TWO = "0, NVIDIA L4, 23034, 22500\n1, NVIDIA L4, 23034, 22000\n"
 
@@ -162,6 +162,18 @@ async def test_simulated_devices_say_so_loudly(smi: Path, tmp_path: Path, caplog
     assert placement.devices[0].total_bytes == GIB // 2
     assert "SIMULATED" in caplog.text
     placement.leave()
+
+
+async def test_memory_that_runs_out_at_the_load_stops_the_start_with_the_key_to_turn(smi: Path, tmp_path: Path) -> None:
+    ctx: dict[str, Any] = {}
+    asked = await settle(ctx, model("sentence-transformers", place="models.toml:3"), settings(tmp_path))
+    with pytest.raises(SettingsInvalid, match=r"models.toml:3: m: out of memory .* lower options.batch_tokens"):
+        async with loading(ctx, asked, settings(tmp_path)):
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    with pytest.raises(RuntimeError, match="anything else"):
+        async with loading(ctx, asked, settings(tmp_path)):
+            raise RuntimeError("anything else")
+    leave(ctx)
 
 
 def test_vllm_is_told_its_share_and_its_gpus_and_what_the_catalogue_says_wins() -> None:

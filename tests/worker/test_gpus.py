@@ -26,6 +26,7 @@ most = { kind = "generation", engine = "fake", max_model_len = 100, gpu_share = 
 more = { kind = "generation", engine = "fake", max_model_len = 100, gpu_share = 0.7 }
 wide = { kind = "generation", engine = "fake", max_model_len = 100, gpu_share = 1, tensor_parallel = 2 }
 plain = { kind = "generation", engine = "fake", max_model_len = 100 }
+slow = { kind = "generation", engine = "fake", max_model_len = 100, gpu_share = 0.4, options = { start_s = 600 } }
 vectors = { kind = "embedding", engine = "fake", gpu_share = 0.5 }
 """
 DEADLINE_S = 30.0
@@ -148,6 +149,15 @@ async def test_shares_that_add_up_to_one_gpu_fit_on_it_and_more_do_not(node: Nod
     )
     most = await node.start("most", cards=ONE)
     assert await node.device("most", most) == "GPU 0 (simulated)"
+
+
+async def test_models_that_share_a_gpu_are_loaded_one_after_the_other(node: Node) -> None:
+    slow = await node.start("slow", cards=ONE)
+    await node.says(slow, "runs on GPU 0")
+    small = await node.start("small", cards=ONE)
+    await node.says(small, "generation:small waits while another model is loaded on GPU 0")
+    slow.kill()
+    assert await node.device("small", small) == "GPU 0 (simulated)"
 
 
 async def test_a_model_over_two_gpus_waits_until_both_are_free_and_takes_none_before(node: Node) -> None:

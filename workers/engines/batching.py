@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from common.catalogue import Model
 from common.embedding_presets import EMBEDDING_PRESETS
 from common.errors import EngineDead, JobFailed, SettingsInvalid
+from workers.engines.memory import advice
 from workers.engines.protocol import Cut, EmbeddingBatch
 from workers.engines.text import Text, TextReader
 
@@ -229,8 +230,11 @@ class BatchingEngine(ABC):
             return
         bad_input = isinstance(error, (TypeError, ValueError))
         code = "invalid_request" if bad_input else "engine_error"
-        log.warning("embedding failed: %s: %s", type(error).__name__, error)
-        calls[0].fail(JobFailed(code, f"{type(error).__name__}: {error}", retryable=not bad_input))
+        told = f"{type(error).__name__}: {error}"
+        log.warning("embedding failed: %s", told)
+        if what := advice(told, self.model):
+            code, told = "out_of_memory", f"{what} ({told})"
+        calls[0].fail(JobFailed(code, told, retryable=not bad_input))
 
     async def _encode(self, texts: list[Text]) -> Vectors:
         assert self._encoder is not None, "set at start"

@@ -48,10 +48,12 @@ KNOBS = {
     "vllm": "lower options.max_num_seqs, options.max_num_batched_tokens, max_model_len or "
     "options.gpu_memory_utilization (it leaves more to activations), set options.enforce_eager, or quantize the "
     "weights (quantization)",
-    "sentence-transformers": "lower options.batch_tokens or max_model_len, set dtype to float16, or raise gpu_share so "
-    "that fewer workers are on its card",
+    "faster-whisper": "lower slots, or raise gpu_share so that fewer workers are on its card",
 }
-OTHER_KNOBS = "lower slots, or raise gpu_share so that fewer workers are on its card"
+EMBEDDING_KNOBS = (
+    "lower options.batch_tokens or max_model_len, set dtype to float16, or raise gpu_share so that fewer workers are "
+    "on its card"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ def advice(told: str, model: Model) -> str | None:
         if re.search(pattern, told):
             return what
     if re.search(OUT_OF_MEMORY, told):
-        return f"out of memory on the device: {KNOBS.get(model.engine, OTHER_KNOBS)}"
+        return f"out of memory on the device: {KNOBS.get(model.engine, EMBEDDING_KNOBS)}"
     return None
 
 
