@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from tests.worker.place import Place
@@ -42,11 +43,10 @@ class Node:
         self.logs: dict[int, Path] = {}
         (folder / "models.toml").write_text(CATALOGUE)
 
-    async def start(self, model: str, *flags: str, cards: str = TWO, **variables: str) -> asyncio.subprocess.Process:
-        """Start a worker of `model`, in a working folder of its own."""
-        kind = "embedding" if model == "vectors" else "generation"
+    def environment(self, cards: str) -> dict[str, str]:
+        """What a worker here reads; nothing of this machine's own settings."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("JARVIS_", "CUDA_"))}
-        own = {
+        return clean | {
             "PYTHONPATH": str(ROOT),
             "JARVIS_REDIS_URL": self.place.queue.settings.redis_url,
             "JARVIS_LEASE_S": "2",
@@ -55,13 +55,17 @@ class Node:
             "JARVIS_DEVICES": cards,
             "JARVIS_DEVICE_LOCK_DIR": str(self.folder / "locks"),
         }
+
+    async def start(self, model: str, *flags: str, cards: str = TWO, **variables: str) -> asyncio.subprocess.Process:
+        """Start a worker of `model`, in a working folder of its own."""
+        kind = "embedding" if model == "vectors" else "generation"
         home = self.folder / f"home{len(self.workers)}"
         home.mkdir()
         log = home / "log"
         with log.open("wb") as out:
             worker = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "workers", kind, "--model", model, *flags,
-                cwd=home, env=clean | own | variables, stdout=out, stderr=out,
+                cwd=home, env=self.environment(cards) | variables, stdout=out, stderr=out,
             )  # fmt: skip
         self.workers.append(worker)
         self.logs[worker.pid] = log
@@ -135,7 +139,7 @@ async def test_two_workers_take_different_gpus_and_a_third_says_why_it_waits_and
     second.kill()
     killed = time.monotonic()
     await node.says(third, "runs on GPU")
-    assert time.monotonic() - killed < 1.5
+    assert time.monotonic() - killed < 2
     assert await node.device("whole", third) == gone
 
 
@@ -225,3 +229,25 @@ async def test_models_without_a_share_and_workers_told_so_run_beside_any_number_
     await node.device("whole", await node.start("whole", cards=ONE))
     assert await node.device("plain", await node.start("plain", cards=ONE)) == "cpu"
     assert await node.device("vectors", await node.start("vectors", "--device", "cpu", cards=ONE)) == "cpu"
+
+
+@pytest.mark.parametrize("command", [("ops.supervise", "-c"), ("honcho", "start", "-c")])
+async def test_scaling_in_the_procfile_gives_every_instance_its_own_gpu(node: Node, command: tuple[str, ...]) -> None:
+    (node.folder / "Procfile").write_text(f"generation: {sys.executable} -m workers generation\n")
+    with (node.folder / "log").open("wb") as out:
+        formation = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", *command, "generation=2",
+            cwd=node.folder, env=node.environment(TWO), stdout=out, stderr=out,
+        )  # fmt: skip
+    try:
+        found: list[dict[str, Any]] = []
+
+        async def both() -> bool:
+            found[:] = await node.place.results.workers("generation:whole")
+            return len(found) == 2
+
+        await until(both, "two workers", (node.folder / "log").read_text)
+        assert {worker["device"] for worker in found} == {"GPU 0 (simulated)", "GPU 1 (simulated)"}
+    finally:
+        formation.send_signal(signal.SIGTERM)
+        await formation.wait()
