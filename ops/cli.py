@@ -304,6 +304,17 @@ def _watch_queues(client: Client, as_json: bool, every_s: float = 1.0) -> None:
 
 
 @app.command()
+def workers(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the live workers: their queue, slots, and the GPU each holds or how much of one.
+
+    A worker that still loads its model or waits for a GPU is not among them; its log says what it waits for.
+    """
+    with _server(url, as_json) as client:
+        document = client.workers()
+        _show(document, "\n".join(tables.worker_table(document)), as_json)
+
+
+@app.command()
 def parked(
     limit: Annotated[int | None, typer.Option(min=1, help="Longest list.")] = None,
     after: After = None,

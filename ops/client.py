@@ -136,6 +136,10 @@ class Client:
         """Every queue with its depth, workers and oldest wait."""
         return self._json("GET", "/v1/queues")
 
+    def workers(self) -> Json:
+        """Every live worker with its queue, slots and device."""
+        return self._json("GET", "/v1/workers")
+
     def parked(self, **filters: str | int | None) -> Json:
         """One page of parked jobs."""
         return self._json("GET", "/v1/parked", params=_given(filters))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 JOB_HEAD = ("ID", "STATUS", "KIND", "MODEL", "PRIORITY", "USER", "AGE")
 PARKED_HEAD = ("ID", "QUEUE", "REASON", "AGE")
+WORKER_HEAD = ("QUEUE", "HOST", "PID", "SLOTS", "DEVICE", "SHARE", "UP")
 QUEUE_HEAD = ("QUEUE", "HIGH", "NORMAL", "LOW", "RUNNING", "WORKERS", "OLDEST")
 
 # Text from a server or a model could do anything to a terminal with these.
@@ -135,6 +136,17 @@ def _queue_row(queue: Json) -> list[Any]:
         queue.get("workers"),
         None if oldest is None else seconds(oldest),
     ]
+
+
+def worker_table(document: Json) -> list[str]:
+    """Every live worker's line."""
+    return table(WORKER_HEAD, [_worker_row(worker) for worker in document.get("data") or []])
+
+
+def _worker_row(worker: Json) -> list[Any]:
+    share = worker.get("gpu_share")
+    names = ("queue", "host", "pid", "slots", "device")
+    return [*(worker.get(name) for name in names), f"{share:g}" if share else None, _age(worker.get("started_at"))]
 
 
 def _cell(value: Any) -> str:

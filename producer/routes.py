@@ -35,6 +35,8 @@ from producer.schemas import (
     ReadyOut,
     ResultOut,
     SubmittedListOut,
+    WorkerOut,
+    WorkersOut,
 )
 from producer.submit import Submitter
 
@@ -267,6 +269,24 @@ async def retry(request: Request, job_id: JobId) -> Response:
 async def queues(request: Request) -> Response:
     """Every queue: waiting jobs by lane, jobs in progress, live workers, how long the oldest has waited."""
     return answer({"object": "list", "data": [_queue_out(stats) for stats in await _queues(edge(request))]})
+
+
+@router.get(
+    "/v1/workers",
+    tags=["queues"],
+    summary="Who works, and on what",
+    responses=answers({200: (WorkersOut, "All live workers.")}, 503),
+)
+async def workers(request: Request) -> Response:
+    """Every live worker: its queue, slots, and the GPU it holds or how much of one."""
+    here = edge(request)
+    data = [
+        {"queue": stats.queue, **{name: about.get(name) for name in WorkerOut.model_fields if name != "queue"}}
+        for stats in await _queues(here)
+        if stats.workers
+        for about in await here.results.workers(stats.queue)
+    ]
+    return answer({"object": "list", "data": data})
 
 
 @router.get(

@@ -438,6 +438,26 @@ class QueuesOut(BaseModel):
     data: list[QueueOut]
 
 
+class WorkerOut(BaseModel):
+    """One live worker."""
+
+    queue: str = Field(examples=["generation:demo"])
+    id: str
+    host: str | None
+    pid: int | None
+    slots: int = Field(description="Jobs it runs at once.")
+    device: str = Field(description="Where its model runs.", examples=["cpu", "GPU 0 (NVIDIA L4)"])
+    gpu_share: float | None = Field(description="How much of each of its GPUs it holds; 0 on a CPU.", examples=[0.4])
+    started_at: float | None
+
+
+class WorkersOut(BaseModel):
+    """All live workers, by queue."""
+
+    object: Literal["list"]
+    data: list[WorkerOut]
+
+
 class ParkedOut(BaseModel):
     """Something that must not be run."""
 

@@ -24,7 +24,7 @@ NEEDS_REDIS = [
     ("POST", "/v1/jobs"), ("GET", "/v1/jobs"), ("GET", "/v1/jobs/{id}"), ("GET", "/v1/jobs/{id}?wait=1"),
     ("GET", "/v1/jobs/{id}/result"), ("GET", "/v1/jobs/{id}/events"), ("POST", "/v1/jobs/{id}/cancel"),
     ("POST", "/v1/jobs/{id}/retry"), ("GET", "/v1/queues"), ("GET", "/v1/parked"), ("POST", "/v1/parked/{id}/replay"),
-    ("GET", "/readyz"), ("GET", "/metrics"),
+    ("GET", "/v1/workers"), ("GET", "/readyz"), ("GET", "/metrics"),
 ]  # fmt: skip
 JOB_ID = "job_00" + "0" * 22
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from producer.schemas import JobOut, JobsOut, ModelsOut, ParkedListOut, QueuesOut, ReadyOut, ResultOut
+from producer.schemas import JobOut, JobsOut, ModelsOut, ParkedListOut, QueuesOut, ReadyOut, ResultOut, WorkersOut
 from tests.producer.test_refusals import problem_of
 from tests.producer.test_submit import EMBEDDING
 from tests.producer.test_waiting import submitted
@@ -140,6 +141,20 @@ async def test_queues_tell_depth_by_lane_and_name_those_never_used(
     assert (used["in_progress"], used["workers"]) == (1, 1)
     assert used["oldest_wait_s"] >= 0
     assert queues["generation:words"]["oldest_wait_s"] is None
+
+
+async def test_live_workers_are_listed_with_the_gpu_that_each_holds(
+    client: httpx.AsyncClient, worker: PlayedWorker
+) -> None:
+    assert (await client.get("/v1/workers")).json() == {"object": "list", "data": []}
+    about = {"id": "w1", "host": "node", "pid": 7, "slots": 4, "device": "GPU 1 (L4)", "gpu_share": 0.4, "more": 1}
+    await submitted(client)
+    await worker.queue.renew("generation:echo", "w1", msgspec.json.encode(about), [])
+    response = (await client.get("/v1/workers")).json()
+    assert WorkersOut.model_validate(response).model_dump(mode="json") == response
+    (entry,) = response["data"]
+    del about["more"]
+    assert entry == about | {"queue": "generation:echo", "started_at": None}
 
 
 async def poisoned(client: httpx.AsyncClient, worker: PlayedWorker, app: FastAPI) -> str:

@@ -418,6 +418,16 @@ def test_queues_is_a_table(jarvis: Callable[..., Result], server: StandIn) -> No
     assert lines[1].split() == ["generation:demo", "1", "20", "300", "4", "1", "2.5", "s"]
 
 
+def test_workers_are_a_table_with_what_each_runs_on(jarvis: Callable[..., Result], server: StandIn) -> None:
+    whole = {"queue": "generation:demo", "host": "node", "pid": 7, "slots": 64, "device": "cpu", "gpu_share": 0.0}
+    part = whole | {"device": "GPU 1 (simulated)", "gpu_share": 0.4}
+    server.answers["GET /v1/workers"] = (200, {"object": "list", "data": [whole, part]})
+    head, first, second = jarvis("workers").stdout.splitlines()
+    assert head.split() == ["QUEUE", "HOST", "PID", "SLOTS", "DEVICE", "SHARE", "UP"]
+    assert first.split()[:6] == ["generation:demo", "node", "7", "64", "cpu", "-"]
+    assert second.split()[4:8] == ["GPU", "1", "(simulated)", "0.4"]
+
+
 def test_queues_watch_refreshes_until_ctrl_c(server: StandIn) -> None:
     server.answers["GET /v1/queues"] = (200, {"object": "list", "data": [QUEUE]})
     arguments = command("queues", "--watch", url=server.url)
