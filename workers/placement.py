@@ -27,6 +27,7 @@ log = logging.getLogger("jarvis.devices")
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
+CPU_BIND = "VLLM_CPU_OMP_THREADS_BIND"  # read on CPU only
 LOOK_EVERY_S = 0.25
 GATE_PAUSE_S = 0.01
 SAY_AGAIN_S = 60.0
@@ -66,6 +67,8 @@ class Placement:
 async def settle(ctx: dict[str, Any], model: Model, settings: Settings) -> Model:
     """Place a worker's model, note it in `ctx` for the worker's entry, and return the model as its engine needs it."""
     placement = await place(model, settings)
+    if model.gpu_count > 1 and all(device.simulated for device in placement.devices):
+        placement.show_engine({CPU_BIND: os.environ.get(CPU_BIND) or _cpus_for(model.gpu_count)})
     ctx.update(placement=placement, device=placement.device, gpu_share=placement.share)
     return for_engine(model, placement)
 
@@ -259,6 +262,13 @@ def _without_gpus(settings: Settings) -> Placement:
 def _say_simulated(devices: list[Device]) -> None:
     if any(device.simulated for device in devices):
         log.warning("SIMULATED GPUs (JARVIS_DEVICES): no worker's model is on a real one")
+
+
+def _cpus_for(parts: int) -> str:
+    """This process' CPUs in so many parts, as vLLM reads them: by itself it needs a NUMA node for each part."""
+    cpus = sorted(os.sched_getaffinity(0))
+    size = max(1, len(cpus) // parts)
+    return "|".join(",".join(map(str, cpus[part * size : (part + 1) * size] or cpus)) for part in range(parts))
 
 
 def _need(model: Model) -> str:

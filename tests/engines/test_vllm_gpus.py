@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.errors import SettingsInvalid
 from common.model import Model
+from common.settings import Settings
 from tests.engines.test_vllm_engine import all_children
 from workers.engines.protocol import GenerationRequest
 from workers.engines.vllm_engine import VllmEngine
-from workers.placement import Placement, for_engine
+from workers.placement import leave, settle
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +25,8 @@ def cmdline(pid: int) -> bytes:
 
 
 async def test_a_model_over_two_devices_runs_in_two_processes(tiny_model: Model) -> None:
-    engine = VllmEngine(for_engine(replace(tiny_model, tensor_parallel=2), Placement()))
+    ctx: dict[str, Any] = {}
+    engine = VllmEngine(await settle(ctx, replace(tiny_model, tensor_parallel=2), Settings(device="cpu")))
     await engine.start()
     try:
         workers = [pid for pid in all_children(os.getpid()) if b"Worker" in cmdline(pid)]
@@ -33,6 +36,7 @@ async def test_a_model_over_two_devices_runs_in_two_processes(tiny_model: Model)
         assert sum(len(delta.token_ids) for delta in deltas) == 20
     finally:
         await engine.stop()
+        leave(ctx)
 
 
 async def test_an_engine_without_memory_for_its_cache_names_the_keys_to_turn(tiny_model: Model) -> None:

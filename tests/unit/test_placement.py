@@ -176,6 +176,22 @@ async def test_memory_that_runs_out_at_the_load_stops_the_start_with_the_key_to_
     leave(ctx)
 
 
+async def test_a_model_over_several_processes_on_a_cpu_gives_each_its_own_cores(
+    smi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    for cpus, parts in (({0, 1, 2, 5}, "0,1|2,5"), ({3}, "3|3")):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: cpus)
+        ctx: dict[str, Any] = {}
+        await settle(ctx, model(tensor_parallel=2), settings(tmp_path, device="cpu"))
+        assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == parts
+        leave(ctx)
+    ctx = {}
+    await settle(ctx, model(tensor_parallel=2), settings(tmp_path))
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
+    leave(ctx)
+
+
 def test_vllm_is_told_its_share_and_its_gpus_and_what_the_catalogue_says_wins() -> None:
     def options(simulated: bool = False, **values: Any) -> dict[str, Any]:
         asked = model(**values)
