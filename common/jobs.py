@@ -38,12 +38,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_attempts: int | None = None
     retry_of: str | None = None
     function: str = ""  # the job function, when it is not named like the kind (a worker's cron jobs)
-    served_by: str = ""  # the model whose workers run it, when that is another one: an adapter's base
+    base: str = ""  # the model whose workers run it, when `model` is an adapter of it
 
     @property
     def queue(self) -> str:
         """The queue that serves it, e.g. `generation:demo`."""
-        return f"{self.kind}:{self.served_by or self.model}"
+        return f"{self.kind}:{self.base or self.model}"
 
 
 class Work(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -91,7 +91,7 @@ class ClaimedJob(msgspec.Struct, frozen=True):
             user=self.user,
             priority=self.lane,
             function=work.function,
-            served_by=self.model if work.model else "",
+            base=self.model if work.model else "",
         )
 
 

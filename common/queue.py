@@ -215,7 +215,7 @@ class Queue:
                 raise unavailable(error) from error
 
     async def _work(self, spec: JobSpec) -> bytes:
-        work = encode(Work(spec.input, spec.params, spec.function, spec.model if spec.served_by else ""))
+        work = encode(Work(spec.input, spec.params, spec.function, spec.model if spec.base else ""))
         life_s = (spec.ttl_s or self.settings.default_ttl_s) + self.settings.retention_s
         return await self.blobs.store(work, life_s) if len(work) > self.settings.inline_bytes else work
 
@@ -235,7 +235,7 @@ class Queue:
             spec.retry_of or "",
             _digest(spec.user, key.key) if key else "",
             key.fingerprint if key else "",
-            spec.model if spec.served_by else "",
+            spec.model if spec.base else "",
         ]
 
     async def cancel(self, job_id: str) -> None:
@@ -263,7 +263,7 @@ class Queue:
         spec = JobSpec(
             kind=kind,
             model=work.model or model,
-            served_by=model if work.model else "",
+            base=model if work.model else "",
             input=work.input,
             params=work.params,
             function=work.function,

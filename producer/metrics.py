@@ -1,11 +1,12 @@
-"""GET /metrics: how the queues stand, as Prometheus reads it.
+"""GET /metrics: how the queues and the workers' engines stand, as Prometheus reads it.
 
-Labels name queues, lanes and states, never a user or a text.
+Labels name queues, lanes, states and workers, never a user or a text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -23,12 +24,28 @@ HISTOGRAMS = {
     "wait": ("jarvis_wait_seconds", "From queued to started"),
     "run": ("jarvis_run_seconds", "From started to finished"),
 }
+# What an engine counts of itself, by the name that the worker reports it under; each is one worker's.
+GAUGES = {
+    "running": ("jarvis_engine_running", "Requests in the engine's batch"),
+    "waiting": ("jarvis_engine_waiting", "Requests in the engine that wait for room in its batch"),
+    "kv_cache_usage": ("jarvis_engine_kv_cache_usage_ratio", "Share of the KV cache in use, 0 to 1"),
+}
+COUNTERS = {
+    "preemptions": ("jarvis_engine_preemptions", "Requests put back because the KV cache was full"),
+    "prefix_tokens": ("jarvis_engine_prefix_cache_queried_tokens", "Prompt tokens looked for in the prefix cache"),
+    "prefix_hit_tokens": ("jarvis_engine_prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache"),
+    "draft_tokens": ("jarvis_engine_draft_tokens", "Tokens guessed by speculative decoding"),
+    "accepted_tokens": ("jarvis_engine_accepted_tokens", "Guessed tokens that the model accepted"),
+}
+#: What live workers say of themselves, by queue.
+Workers = dict[str, list[dict[str, Any]]]
 
 
-def exposition(queues: list[QueueStats]) -> bytes:
+def exposition(queues: list[QueueStats], workers: Workers) -> bytes:
     """The text that Prometheus scrapes."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Moment(queues))
+    registry.register(_Engines(workers))
     return generate_latest(registry)
 
 
@@ -84,6 +101,31 @@ class _Moment(Collector):
                     _, currency, model = counter.split(":", 2)
                     family.add_metric([queue.queue, model, currency], micros / 1_000_000)
         return family
+
+
+class _Engines(Collector):
+    """What live workers tell of their engines. A worker's sums begin at 0 and end with it."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = [(queue, worker) for queue, some in workers.items() for worker in some if "takes" in worker]
+
+    def collect(self) -> Iterable[Metric]:
+        takes = GaugeMetricFamily(
+            "jarvis_worker_slots", "Jobs that the worker takes at most now", labels=["queue", "worker"]
+        )
+        for queue, worker in self.workers:
+            takes.add_metric([queue, worker["id"]], worker["takes"])
+        yield takes
+        yield from self._families(GAUGES, GaugeMetricFamily)
+        yield from self._families(COUNTERS, CounterMetricFamily)
+
+    def _families(self, names: dict[str, tuple[str, str]], family: Any) -> Iterator[Metric]:
+        for key, (name, text) in names.items():
+            made = family(name, text, labels=["queue", "worker"])
+            for queue, worker in self.workers:
+                if key in worker.get("figures", {}):
+                    made.add_metric([queue, worker["id"]], worker["figures"][key])
+            yield made
 
 
 def _cumulated(queue: QueueStats, counter: str) -> Iterator[tuple[str, float]]:

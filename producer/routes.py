@@ -364,8 +364,11 @@ async def readyz(request: Request) -> Response:
     responses=answers({200: ("text/plain", "The exposition.")}, 503),
 )
 async def scrape(request: Request) -> Response:
-    """Depth by queue and lane, jobs by state, wait and run times, workers; same from every web process."""
-    return Response(metrics.exposition(await _queues(edge(request))), media_type=metrics.CONTENT_TYPE)
+    """Depth by queue and lane, jobs by state, wait and run times, workers, engines; same from every web process."""
+    here = edge(request)
+    queues = await _queues(here)
+    workers = {stats.queue: await here.results.workers(stats.queue) for stats in queues if stats.workers}
+    return Response(metrics.exposition(queues, workers), media_type=metrics.CONTENT_TYPE)
 
 
 @router.get("/docs", include_in_schema=False)

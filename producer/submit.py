@@ -65,7 +65,7 @@ class Submitter:
         return JobSpec(
             kind=request.kind,
             model=request.model,
-            served_by="" if request.model == model.alias else model.alias,
+            base="" if request.model == model.alias else model.alias,
             input=asked,
             params=params,
             user=request.user,

@@ -26,7 +26,7 @@ BEATS_PER_LEASE = 4
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What the worker tells its beat, as one line of JSON on its standard input."""
+    """What the worker tells its beat first, as one line of JSON; each line after it is a new `about`."""
 
     settings: dict[str, object]
     queue: str
@@ -44,6 +44,7 @@ class Beat:
         self._queue = queue
         self._order = order
         self._table = table
+        self.about = msgspec.json.encode(order.about)
         self._lease_s = queue.settings.lease_s
         self._renewed: dict[str, float] = {}
         self._told: set[str] = set()
@@ -63,7 +64,7 @@ class Beat:
         renewable = [row.lease for row in held if row.deadline > now]
         order = self._order
         try:
-            lost = await self._queue.renew(order.queue, order.worker, msgspec.json.encode(order.about), renewable)
+            lost = await self._queue.renew(order.queue, order.worker, self.about, renewable)
         except (*UNAVAILABLE, ResponseError):
             self._tell(self._silent_too_long(held))
             return
@@ -95,6 +96,13 @@ def is_stopped(pid: int) -> bool:
     return state[:1] in ("T", "t")
 
 
+def listen(beat: Beat) -> None:
+    """Take in what the worker says of itself, until it is gone."""
+    for line in sys.stdin.buffer:
+        if line.endswith(b"\n"):  # else the worker died over it
+            beat.about = line.strip()
+
+
 async def main() -> None:
     """Read the order, beat until the worker's end of the pipe closes."""
     line = sys.stdin.buffer.readline()
@@ -106,11 +114,12 @@ async def main() -> None:
     hangs_s = settings.lease_s / 3
     settings = settings.model_copy(update={"redis_timeout_s": min(settings.redis_timeout_s, hangs_s)})
     table = SlotTable(os.fdopen(order.fd, "r+b", buffering=0), order.slots)
-    beat = asyncio.create_task(Beat(await Queue.connect(settings), order, table).run())
-    worker_gone = asyncio.create_task(asyncio.to_thread(sys.stdin.buffer.read))
-    await asyncio.wait([beat, worker_gone], return_when=asyncio.FIRST_COMPLETED)
-    if beat.done():
-        beat.result()
+    beat = Beat(await Queue.connect(settings), order, table)
+    beating = asyncio.create_task(beat.run())
+    worker_gone = asyncio.create_task(asyncio.to_thread(listen, beat))
+    await asyncio.wait([beating, worker_gone], return_when=asyncio.FIRST_COMPLETED)
+    if beating.done():
+        beating.result()
 
 
 if __name__ == "__main__":

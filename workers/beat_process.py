@@ -51,6 +51,15 @@ class BeatProcess:
         self._keeper = asyncio.create_task(self._keep())
         await self._ready.wait()
 
+    def tell(self, about: dict[str, object]) -> None:
+        """What the worker says of itself from now on. Left out while the beat has not read what came before."""
+        self._order["about"] = about
+        if self.process is None or self.process.returncode is not None:
+            return
+        pipe = _pipe(self.process.stdin)
+        if not pipe.is_closing() and not pipe.transport.get_write_buffer_size():
+            pipe.write(msgspec.json.encode(about) + b"\n")
+
     async def stop(self) -> None:
         """End it for good."""
         if self._keeper is not None:

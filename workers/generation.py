@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from common.catalogue import Catalogue, Model
@@ -17,7 +18,7 @@ from common.errors import EngineDead, JobFailed
 from common.jobs import ClaimedJob, JobResult, JobSpec, Priority
 from common.settings import Settings, load_settings
 from workers.engines import generation_engine
-from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
+from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest, Measured
 from workers.engines.revival import Revival
 from workers.placement import leave, loading, settle
 
@@ -78,7 +79,7 @@ def _request(spec: JobSpec, params: dict[str, Any], answer: Answer) -> Generatio
         stop=answer.stop,
         resume_text=answer.resumed_text,
         resume_ids=answer.resumed_ids,
-        adapter=spec.model if spec.served_by else None,
+        adapter=spec.model if spec.base else None,
         priority=PRIORITIES[spec.priority],
     )
 
@@ -182,6 +183,8 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     async with loading(ctx, model, settings):
         await engine.start()
     ctx.update(settings=settings, model=model, engine=engine, revival=Revival(engine))
+    if isinstance(engine, Measured):
+        ctx.update(admits=engine.admits, figures=engine.figures)
     log.info("loaded %s: %s %s in %.1f s", model.queue, model.engine, model.weights, time.monotonic() - started)
 
 
@@ -203,11 +206,12 @@ class GenerationSettings:
 
 def settings_for(model: Model, settings: Settings) -> dict[str, Any]:
     """The worker's settings for one model, by keyword."""
+    model = replace(model, slots=settings.slots or model.slots)
     return {
         "functions": [generation],
         "on_startup": on_startup,
         "on_shutdown": on_shutdown,
         "queue_name": model.queue,
-        "max_jobs": settings.slots or model.slots,
+        "max_jobs": model.slots,
         "ctx": {"model": model, "settings": settings},
     }

@@ -60,6 +60,7 @@ class Worker(ArqWorker):
         self.running: dict[str, Run] = {}
         self._suspects: list[Run] = []
         self.stale = 0
+        self._started_at = time.time()
         self._takes_job = {name: _takes_job(f.coroutine) for name, f in self.functions.items()}
         # Three batches in flight, so that Redis and Python overlap; but not for few slots, that often end together.
         self._chunk = max(self.max_jobs // 3, min(self.max_jobs, FEW_SLOTS))
@@ -88,7 +89,7 @@ class Worker(ArqWorker):
         await self._work()
 
     async def _work(self) -> None:
-        helpers = [self.outbox.run(), self._control_loop(), self._deadline_loop()]
+        helpers = [self.outbox.run(), self._control_loop(), self._deadline_loop(), self._report_loop()]
         if self.cron_jobs:
             helpers.append(submit_ticks(self.queue, self.queue_name, self.cron_jobs, self.timezone))
         tasks = [self.loop.create_task(helper) for helper in helpers]
@@ -170,10 +171,19 @@ class Worker(ArqWorker):
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "slots": self.max_jobs,
-            "started_at": time.time(),
+            "takes": self._takes(),
+            "started_at": self._started_at,
             "device": self.ctx.get("device", "cpu"),
             "gpu_share": self.ctx.get("gpu_share", 0.0),
+            "figures": self.ctx["figures"]() if "figures" in self.ctx else {},
         }
+
+    async def _report_loop(self) -> None:
+        """Say how the engine fares, and look again whether it takes more jobs than a moment ago."""
+        while True:
+            self.beat.tell(self._about())
+            self._slot_free.set()
+            await asyncio.sleep(1)
 
     # -- claiming
 
@@ -197,10 +207,14 @@ class Worker(ArqWorker):
     async def _claim(self, want: int) -> list[ClaimedJob]:
         return await patiently(self.queue.claim, self.queue_name, self.id, want, self._request)  # type: ignore[no-any-return]
 
+    def _takes(self) -> int:
+        # An engine that is short of memory takes fewer jobs than there are slots; never more.
+        return min(self.max_jobs, self.ctx["admits"]()) if "admits" in self.ctx else self.max_jobs
+
     def _want(self) -> int:
         if self._suspects:
             return 0
-        want = min(self._chunk, self.max_jobs - len(self.running))
+        want = min(self._chunk, self._takes() - len(self.running))  # below 0 while more run than it takes now
         if self.burst and self.max_burst_jobs >= 0:
             want = min(want, self.max_burst_jobs - self._started())
         return want

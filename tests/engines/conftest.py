@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from common.catalogue import Catalogue, Model
-from common.jobs import ClaimedJob, JobResult, Work
+from common.jobs import ClaimedJob, JobResult, Priority, Work
 from tests.engines.tiny_model import write_tiny_model
 from workers.engines.revival import Revival
 from workers.engines.vllm_engine import VllmEngine
@@ -80,11 +80,20 @@ class Worker:
         self.events: dict[str, list[dict[str, Any]]] = {}
         self.stop_after: int | None = None
 
-    async def run(self, asked: dict[str, Any], *, claims: int = 1, name: str = "job", **params: Any) -> JobResult:
-        """Run one generation job."""
-        raw = msgspec.json.encode(Work(asked, {"temperature": 0, **params}))
+    async def run(
+        self,
+        asked: dict[str, Any],
+        *,
+        claims: int = 1,
+        name: str = "job",
+        model: str = "",
+        priority: Priority = "normal",
+        **params: Any,
+    ) -> JobResult:
+        """Run one generation job, of an adapter when `model` names one."""
         alias, lease = self.engine.model.alias, f"{name}:2p"
-        job = ClaimedJob(name, lease, claims, 0, 0, "normal", "ann", 60.0, raw, "generation", alias)
+        raw = msgspec.json.encode(Work(asked, {"temperature": 0, **params}, model="" if model == alias else model))
+        job = ClaimedJob(name, lease, claims, 0, 0, priority, "ann", 60.0, raw, "generation", alias)
         return await generation(self.context, job)
 
     @property

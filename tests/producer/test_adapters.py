@@ -25,7 +25,7 @@ async def test_an_adapters_job_is_run_by_its_base_models_worker_and_keeps_its_al
     accepted = (await client.post("/v1/jobs", json=TERSE)).json()
     base = (await client.post("/v1/jobs", json={**TERSE, "model": "words"})).json()
     jobs = {job.id: job for job in await words.claim_many(2)}
-    asked = {job_id: (job.spec.model, job.spec.served_by, job.spec.queue) for job_id, job in jobs.items()}
+    asked = {job_id: (job.spec.model, job.spec.base, job.spec.queue) for job_id, job in jobs.items()}
     assert asked == {
         accepted["id"]: ("terse", "words", "generation:words"),
         base["id"]: ("words", "", "generation:words"),

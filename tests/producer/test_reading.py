@@ -229,6 +229,22 @@ async def test_metrics_tell_depths_states_and_times(client: httpx.AsyncClient, w
     assert "hidden" not in response.text
 
 
+async def test_metrics_tell_what_a_workers_engine_counts(client: httpx.AsyncClient, worker: PlayedWorker) -> None:
+    await submitted(client)
+    figures = {"kv_cache_usage": 0.25, "draft_tokens": 10, "accepted_tokens": 7, "unknown": 1}
+    about = {"id": "host-1-ab", "slots": 64, "takes": 12, "figures": figures}
+    await worker.queue.renew("generation:echo", "host-1-ab", msgspec.json.encode(about), [])
+    text = (await client.get("/metrics")).text
+    labels = '{queue="generation:echo",worker="host-1-ab"}'
+    told = {line for line in text.splitlines() if labels in line}
+    assert told == {
+        f"jarvis_worker_slots{labels} 12.0",
+        f"jarvis_engine_kv_cache_usage_ratio{labels} 0.25",
+        f"jarvis_engine_draft_tokens_total{labels} 10.0",
+        f"jarvis_engine_accepted_tokens_total{labels} 7.0",
+    }
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 async def test_a_browser_is_sent_to_the_description(client: httpx.AsyncClient, path: str) -> None:
     response = await client.get(path, follow_redirects=True)

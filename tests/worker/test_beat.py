@@ -140,6 +140,19 @@ async def test_the_beat_process_renews_while_the_worker_lives(real_place: Place)
     assert (await real_place.end(job)).claims == 1
 
 
+async def test_what_an_engine_counts_reaches_redis_with_the_beat(real_place: Place) -> None:
+    counted = 1
+    await real_place.worker(Gate().function, ctx={"figures": lambda: {"preemptions": counted}, "admits": lambda: 1})
+
+    async def told() -> bool:
+        said = [(about["figures"], about["takes"]) for about in await real_place.results.workers("work:test")]
+        return said == [({"preemptions": counted}, 1)]
+
+    await until(told, "the first count")
+    counted = 7
+    await until(told, "the count of now")
+
+
 async def test_a_lost_lease_comes_to_the_worker_from_its_beat_process(real_place: Place) -> None:
     gate = Gate()
     worker = await real_place.worker(gate.function)

@@ -151,3 +151,40 @@ async def test_an_idle_worker_is_woken_by_the_bell(place: Place) -> None:
         await place.end(await place.submit())
         took.append(loop.time() - started)
     assert sorted(took)[5] < 0.1, took
+
+
+async def test_a_worker_takes_no_more_than_its_engine_admits(place: Place) -> None:
+    """Down at once, as jobs end; up again within about a second; never above its slots."""
+    gate = Gate()
+    admits = 3
+    jobs = await place.submit_many(20)
+    worker = await place.worker(gate.function, max_jobs=8, ctx={"admits": lambda: admits})
+    await until(lambda: gate.now == 3, "as many as are admitted run")
+    admits = 100
+    await until(lambda: gate.now == 8, "all slots are used again", deadline_s=3)
+    admits = 2
+    gate.most = 0
+    gate.open.set()
+    gate.open = asyncio.Event()
+    await until(lambda: gate.now == 2, "fewer are admitted")
+    gate.open.set()
+    await place.ends(jobs)
+    assert (worker.jobs_complete, worker.running) == (20, {})
+    assert gate.most <= 8
+
+
+async def test_commits_do_not_fill_slots_that_the_engine_does_not_admit(place: Place) -> None:
+    """The claim that rides on a commit must not take what `admits` forbids."""
+    most = now = 0
+
+    async def work(ctx: dict[str, Any]) -> None:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.002)
+        now -= 1
+
+    jobs = await place.submit_many(100)
+    await place.worker(work, max_jobs=8, ctx={"admits": lambda: 3})
+    await place.ends(jobs)
+    assert 1 <= most <= 3

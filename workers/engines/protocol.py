@@ -7,7 +7,7 @@ in the engine. An engine that is gone raises EngineDead for every request in fli
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -98,3 +98,14 @@ class EmbeddingEngine(Engine, Protocol):
 
         Raises JobFailed naming the first text that is longer than the model takes, when it must not be cut.
         """
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """An engine that knows how it fares."""
+
+    def admits(self) -> int:
+        """How many requests it can serve at once, as its memory stands: `slots` or fewer."""
+
+    def figures(self) -> dict[str, float]:
+        """What it counts, by the names in `producer/metrics.py`."""

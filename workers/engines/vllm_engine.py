@@ -20,10 +20,12 @@ import msgspec
 
 from common.catalogue import Model
 from common.errors import EngineDead, JobFailed, SettingsInvalid
+from workers.engines.admission import Admission
 from workers.engines.memory import advice
 from workers.engines.owner import Owner
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
 from workers.engines.vllm_adapters import lora_arguments, lora_request
+from workers.engines.vllm_stats import VllmStats
 
 STOP_TIMEOUT_S = 3.0  # then SIGKILL: an engine that is let go has nothing left to lose
 ENVIRONMENT = {
@@ -54,7 +56,8 @@ class VllmEngine:
 
     def __init__(self, model: Model, stat_loggers: list[Any] | None = None) -> None:
         self.model = model
-        self._stat_loggers = stat_loggers
+        self._stat_loggers = stat_loggers or []
+        self.stats = VllmStats(Admission(model.slots, model.least_slots))
         self._llm: Any = None
         self._owner = Owner()
         self._changing = asyncio.Lock()
@@ -80,6 +83,14 @@ class VllmEngine:
     def alive(self) -> bool:
         """Whether the engine core runs and answers."""
         return self._llm is not None and not self._llm.errored
+
+    def admits(self) -> int:
+        """Requests that fit its KV cache, as far as it has shown."""
+        return self.stats.admission.allowed
+
+    def figures(self) -> dict[str, float]:
+        """What vLLM counts of itself."""
+        return self.stats.figures()
 
     async def generate(self, request_id: str, request: GenerationRequest) -> AsyncGenerator[GenerationDelta]:
         """Deltas, one an engine step. Closing aborts the request: its slot and KV cache are free at the next step."""
@@ -120,7 +131,8 @@ class VllmEngine:
         if unknown := set(self.model.engine_options) - known:
             raise SettingsInvalid(f"{self.model.place}: options of {self.model.alias}: vLLM has no {sorted(unknown)}")
         arguments = AsyncEngineArgs(additional_config=self._owner, **engine_arguments(self.model))
-        return AsyncLLM.from_engine_args(arguments, stat_loggers=self._stat_loggers)
+        loggers = [self.stats.logger_class(), *self._stat_loggers]
+        return AsyncLLM.from_engine_args(arguments, stat_loggers=loggers)
 
     def _explained(self, error: Exception) -> Exception:
         """The error with what to turn in the catalogue, if memory ran out in this process or the engine's own."""

@@ -1,0 +1,81 @@
+"""What vLLM counts of itself at each step, summed over the life of the worker: restarts of its core do not reset it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from workers.engines.admission import Admission
+
+log = logging.getLogger("jarvis.engines")
+
+LOG_S = 60.0
+
+
+class VllmStats:
+    """Sums of one engine, and how many requests it can serve at once."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self._sums = dict.fromkeys(
+            ("preemptions", "prefix_tokens", "prefix_hit_tokens", "draft_tokens", "accepted_tokens"), 0
+        )
+        self._now = {"running": 0, "waiting": 0, "kv_cache_usage": 0.0}
+        self._logged_at = time.monotonic()
+
+    def figures(self) -> dict[str, float]:
+        """Requests in the batch and before it, share of the KV cache in use, and sums since the worker's start."""
+        return self._now | self._sums
+
+    def logger_class(self) -> Any:
+        """The class that vLLM makes its listener from."""
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        note = self._note
+
+        class Listener(StatLoggerBase):  # type: ignore[misc]
+            def __init__(self, *_: Any, **__: Any) -> None: ...
+
+            def log_engine_initialized(self) -> None: ...
+
+            def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
+                if scheduler_stats is not None:
+                    note(scheduler_stats, iteration_stats)
+
+        return Listener
+
+    def _note(self, step: Any, iteration: Any) -> None:
+        running, waiting, usage = step.num_running_reqs, step.num_waiting_reqs, step.kv_cache_usage
+        if iteration is not None:
+            # vLLM tells of a preemption with the next token of the request that was put back.
+            self._sums["preemptions"] += iteration.num_preempted_reqs
+        finished = len(iteration.finished_requests) if iteration is not None else 0
+        now = time.monotonic()
+        self._now = {"running": running, "waiting": waiting, "kv_cache_usage": usage}
+        self._sums["prefix_tokens"] += step.prefix_cache_stats.queries
+        self._sums["prefix_hit_tokens"] += step.prefix_cache_stats.hits
+        if step.spec_decoding_stats is not None:
+            self._sums["draft_tokens"] += step.spec_decoding_stats.num_draft_tokens
+            self._sums["accepted_tokens"] += step.spec_decoding_stats.num_accepted_tokens
+        self.admission.note(running, waiting, usage, finished)
+        if now - self._logged_at >= LOG_S:
+            self._logged_at = now
+            log.info("vLLM: %s", self.words())
+
+    def words(self) -> str:
+        """The figures in a sentence, for the log."""
+        now, sums = self._now, self._sums
+        parts = [
+            f"{now['running']} running, {now['waiting']} waiting",
+            f"KV cache {now['kv_cache_usage']:.0%}",
+            f"prefix cache {_share(sums['prefix_hit_tokens'], sums['prefix_tokens'])}",
+            f"{sums['preemptions']} preemptions, {self.admission.allowed} of {self.admission.slots} slots",
+        ]
+        if sums["draft_tokens"]:
+            parts.append(f"guesses accepted {_share(sums['accepted_tokens'], sums['draft_tokens'])}")
+        return "; ".join(parts)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%} of {whole} tokens" if whole else "not asked"
