@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+import shutil
 import time
+from contextlib import suppress
+from typing import IO
 
 import fsspec
 
@@ -29,10 +32,27 @@ class Blobs:
         """The data itself when it is small, else a reference to where it now lies for at least `keep_s`."""
         if len(data) <= self.inline_bytes:
             return data
-        hour = math.ceil((time.time() + keep_s) / _HOUR_S)
-        name = f"{hour}/{secrets.token_hex(16)}"
+        name = _name(keep_s)
         await asyncio.to_thread(self._write, name, data)
         return f"@{name}".encode()
+
+    async def store_file(self, file: IO[bytes], keep_s: float) -> str:
+        """A reference to where the rest of a file now lies, whatever its size."""
+        name = _name(keep_s)
+        await asyncio.to_thread(self._copy_in, name, file)
+        return f"@{name}"
+
+    async def keep(self, reference: str, keep_s: float) -> str:
+        """A reference to the same that holds for `keep_s` from now: the old one, or that of a copy."""
+        hour, name = reference[1:].partition("/")[0], _name(keep_s)
+        if int(hour) >= int(name.partition("/")[0]):
+            return reference
+        await asyncio.to_thread(self._copy, reference[1:], name)
+        return f"@{name}"
+
+    async def remove(self, reference: str) -> None:
+        """Remove a blob before its time; one that is gone already is fine."""
+        await asyncio.to_thread(self._remove, reference[1:])
 
     async def load(self, data: bytes) -> bytes:
         """What `store` was given. Raises FileNotFoundError when its time is over."""
@@ -49,6 +69,20 @@ class Blobs:
         self._fs.pipe_file(f"{self._root}/{name}.part", data)
         self._fs.mv(f"{self._root}/{name}.part", f"{self._root}/{name}")
 
+    def _copy_in(self, name: str, file: IO[bytes]) -> None:
+        path = f"{self._root}/{name}"
+        with self._fs.open(f"{path}.part", "wb") as out:
+            shutil.copyfileobj(file, out, 1 << 20)
+        self._fs.mv(f"{path}.part", path)
+
+    def _copy(self, name: str, new: str) -> None:
+        with self._fs.open(f"{self._root}/{name}", "rb") as file:
+            self._copy_in(new, file)
+
+    def _remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root}/{name}")
+
     def _read(self, name: str) -> bytes:
         return bytes(self._fs.cat_file(f"{self._root}/{name}"))
 
@@ -61,3 +95,8 @@ class Blobs:
         for path in gone:
             self._fs.rm(path, recursive=True)
         return len(gone)
+
+
+def _name(keep_s: float) -> str:
+    hour = math.ceil((time.time() + keep_s) / _HOUR_S)
+    return f"{hour}/{secrets.token_hex(16)}"

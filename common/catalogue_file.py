@@ -13,7 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from common.catalogue_keys import COST, DEFAULTS, ENGINES, FIELDS, OPTIONS, SLOTS, Key, Kind, Types, is_of, named
+from common.catalogue_keys import (
+    COST,
+    DEFAULTS,
+    ENGINES,
+    FIELDS,
+    LENGTHS,
+    OPTIONS,
+    SLOTS,
+    Key,
+    Kind,
+    Types,
+    is_of,
+    named,
+)
 from common.contradictions import contradictions
 from common.cost import Cost
 from common.embedding_presets import with_preset
@@ -96,7 +109,7 @@ class Reader:
             kind=kind,
             engine=engine,
             weights=entry.get("weights", ""),
-            max_model_len=entry.get("max_model_len", 512),
+            max_model_len=entry.get("max_model_len", LENGTHS.get(kind, 512)),
             slots=entry.get("slots", SLOTS[kind]),
             defaults=entry.get("defaults", {}),
             options=entry.get("options", {}),

@@ -9,12 +9,15 @@ from common import upstream
 from common.embedding_presets import EMBEDDING_PRESETS
 from common.presets import PRESETS
 
-Kind = Literal["generation", "embedding"]
+Kind = Literal["generation", "embedding", "transcription"]
 ENGINES: dict[str, tuple[str, ...]] = {
     "generation": ("vllm", "openai", "fake"),
     "embedding": ("sentence-transformers", "onnx", "openai", "fake"),
+    "transcription": ("faster-whisper", "fake"),
 }
-SLOTS = {"generation": 64, "embedding": 256}
+#: Of a model that does not say: generation must. Whisper has 448 positions for what it writes.
+LENGTHS = {"embedding": 512, "transcription": 448}
+SLOTS = {"generation": 64, "embedding": 256, "transcription": 16}
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 Types = type | tuple[type, ...]
@@ -48,7 +51,7 @@ FIELDS: dict[str, Key] = {
     "pipeline_parallel": Key(int, engines=("vllm", "fake")),
     "min_slots": Key(int, engines=("vllm",)),
     "preset": Key(str, allowed=(*PRESETS, *EMBEDDING_PRESETS), engines=("vllm", *ENGINES["embedding"])),
-    "revision": Key(str, engines=("vllm", "sentence-transformers", "onnx")),
+    "revision": Key(str, engines=("vllm", "sentence-transformers", "onnx", "faster-whisper")),
     "dtype": Key(str, allowed=DTYPES, engines=("vllm", "sentence-transformers")),
     # vLLM's own lists, which the workers look up: they differ from version to version and from device to device.
     "quantization": Key(str, engines=("vllm",)),
@@ -103,6 +106,15 @@ DEFAULTS: dict[str, dict[str, Types]] = {
         "truncate": bool,
         "input_type": str,
     },
+    "transcription": {
+        "language": str,
+        "prompt": str,
+        "temperature": NUMBER,
+        "task": str,
+        "response_format": str,
+        "timestamp_granularities": list,
+        "vad": bool,
+    },
 }
 # vLLM's options are its own engine arguments; vLLM knows their names and the worker checks them at its start.
 OPTIONS: dict[str, dict[str, Types] | None] = {
@@ -117,7 +129,28 @@ OPTIONS: dict[str, dict[str, Types] | None] = {
     },
     "onnx": {"batch_tokens": int, "batch_wait_ms": NUMBER, "threads": int, "trust_remote_code": bool},
     "openai": upstream.OPTIONS,
-    "fake": {"tokens": int, "delay_s": NUMBER, "words": list, "dimensions": int, "start_s": NUMBER},
+    "faster-whisper": {
+        "device": str,
+        "device_index": int,
+        "compute_type": str,
+        "cpu_threads": int,
+        "batch_size": int,
+        "beam_size": int,
+        "max_new_tokens": int,
+        "chunk_s": NUMBER,
+        "vad_threshold": NUMBER,
+        "vad_min_silence_ms": int,
+        "vad_speech_pad_ms": int,
+    },
+    "fake": {
+        "tokens": int,
+        "delay_s": NUMBER,
+        "words": list,
+        "dimensions": int,
+        "start_s": NUMBER,
+        "chunk_s": NUMBER,
+        "batch_size": int,
+    },
 }
 
 

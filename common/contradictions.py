@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from common import embedding_rules, gpus, hosted
+from common import embedding_rules, gpus, hosted, transcription_rules
 from common.catalogue_keys import ENGINE_KEYS, SET_BY_KEY, SET_BY_WORKER
 from common.model import Model
 from common.speculative import contradiction
@@ -24,6 +24,7 @@ def contradictions(model: Model) -> list[str]:
         gpus.contradictions,
         embedding_rules.contradictions,
         hosted.contradictions,
+        transcription_rules.contradictions,
         *(of_vllm if model.engine == "vllm" else ()),
     ]
     return [f"{model.place_of(key)}: [models.{model.alias}] {reason}" for rule in rules for key, reason in rule(model)]

@@ -46,8 +46,8 @@ class InvalidField(JarvisError):
 class BodyTooLarge(InvalidField):
     """The request body is larger than this server accepts."""
 
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__("body", f"more than {limit_bytes} bytes", f"at most {limit_bytes} bytes")
+    def __init__(self, limit_bytes: int, field: str = "body") -> None:
+        super().__init__(field, f"more than {limit_bytes} bytes", f"at most {limit_bytes} bytes")
 
 
 class MalformedBody(JarvisError):

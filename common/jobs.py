@@ -128,7 +128,7 @@ class Submitted(msgspec.Struct, frozen=True):
 
 
 class JobEvent(msgspec.Struct, frozen=True):
-    """One event of a job: `event` is state, token or progress; `seq` counts from 1 without a gap or repeat."""
+    """One event of a job: `event` is state, token, segment or progress; `seq` counts from 1 without a gap or repeat."""
 
     seq: int
     event: str

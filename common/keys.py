@@ -4,7 +4,7 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
 `P` is `<namespace>:{<shard>}:`, `Q` is `P q:<queue>:`.
 
     P job:<id>              hash    the job's record
-    P tokens:<id>           stream  its token and progress events, entry id = sequence number
+    P tokens:<id>           stream  its token, segment and progress events, entry id = sequence number
     P events                stream  state events of the shard, capped; one entry per script call
     P ticks                 stream  the newest token events of all jobs, capped short; what followers hear first
     P index                 stream  every job's id, in order of submission

@@ -11,6 +11,7 @@ import hashlib
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -216,8 +217,13 @@ class Queue:
 
     async def _work(self, spec: JobSpec) -> bytes:
         work = encode(Work(spec.input, spec.params, spec.function, spec.model if spec.base else ""))
-        life_s = (spec.ttl_s or self.settings.default_ttl_s) + self.settings.retention_s
-        return await self.blobs.store(work, life_s) if len(work) > self.settings.inline_bytes else work
+        if len(work) <= self.settings.inline_bytes:
+            return work
+        return await self.blobs.store(work, self.life_s(spec.ttl_s))
+
+    def life_s(self, ttl_s: float | None) -> float:
+        """How long what a job needs must be kept: its life, and the time in which it can be run again."""
+        return (ttl_s or self.settings.default_ttl_s) + self.settings.retention_s
 
     def _arguments(self, job_id: str, spec: JobSpec, work: bytes, key: Key | None) -> list[Any]:
         settings = self.settings
@@ -264,7 +270,7 @@ class Queue:
             kind=kind,
             model=work.model or model,
             base=model if work.model else "",
-            input=work.input,
+            input=await self._kept_on(work.input),
             params=work.params,
             function=work.function,
             user=ticket.user,
@@ -275,6 +281,15 @@ class Queue:
             retry_of=job_id,
         )
         return await self.submit(spec, Key(f"retry {job_id}", ""))
+
+    async def _kept_on(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """An input whose recording, if it has one, lives as long as a new job may."""
+        audio = asked.get("audio")
+        if not isinstance(audio, str) or not audio.startswith("@"):
+            return asked
+        with suppress(FileNotFoundError):  # the job will say that it is gone
+            audio = await self.blobs.keep(audio, self.life_s(None))
+        return {**asked, "audio": audio}
 
     async def replay(self, parked_id: str) -> Submitted:
         """Take a job off the parked list and submit it again. Raises NotFound, NotAllowedNow."""

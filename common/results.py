@@ -167,9 +167,9 @@ class Results:
         return _merged(_state_events(history, error), written, after, None)
 
     async def emitted(self, job_id: str) -> list[dict[str, Any]]:
-        """Data of the token events that earlier deliveries of a job wrote."""
+        """Data of the token and segment events that earlier deliveries of a job wrote."""
         entries = await self._call(self.redis.xrange(f"{self._of(job_id)}tokens:{job_id}"))
-        return [decode(fields[b"d"]) for _, fields in entries if fields[b"e"] == b"token"]
+        return [decode(fields[b"d"]) for _, fields in entries if fields[b"e"] in (b"token", b"segment")]
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent]:
         """Every event above `after` as it happens; ends after the event of a terminal state.

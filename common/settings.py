@@ -52,6 +52,8 @@ class Settings(BaseSettings):
 
     # Sizes
     max_body_bytes: Count = Field(8 * 1024 * 1024, description="largest request body")
+    max_audio_bytes: Count = Field(256 * 1024 * 1024, description="largest recording that may be uploaded")
+    max_audio_s: Seconds = Field(7200, description="longest recording that is transcribed")
     inline_bytes: Count = Field(65_536, description="larger inputs and results go to the blob store")
     data_dir: Path = Field(Path(".jarvis"), description="where this node keeps blobs and the embedded Redis' data")
     blob_url: str = Field("", description="blob store (an fsspec address); empty: a folder in data_dir")

@@ -43,7 +43,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.catalogue = catalogue
     app.state.stopping = asyncio.Event()
-    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes)
+    most = settings.max_audio_bytes + settings.max_body_bytes  # a recording and the job that goes with it
+    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, max_form_bytes=most)
     app.include_router(submits)  # first, since the first route that matches is taken
     app.include_router(router)
     app.openapi = describe(app)  # type: ignore[method-assign]

@@ -49,6 +49,7 @@ async def submit(
     Raises InvalidField before any is queued, and the first one's reason when none was accepted.
     """
     specs, keys = await _checked(submitter, items, idempotency_key)
+    specs = [await submitter.with_recording_stored(spec) for spec in specs]
     answers: list[Answer] = []
     for start in range(0, len(specs), SUBMIT_BATCH):
         end = start + SUBMIT_BATCH
@@ -57,6 +58,8 @@ async def submit(
         except StoreUnavailable as error:
             answers += [error] * (len(specs) - start)
             break
+    for spec, answer in zip(specs, answers, strict=True):
+        await submitter.forget_recording(spec, answer)
     if all(isinstance(answer, JarvisError) for answer in answers):
         raise answers[0]  # type: ignore[misc]
     return list(zip(specs, answers, strict=True))

@@ -46,6 +46,11 @@ def check_content_type(request: Request) -> None:
     media = declared.partition(";")[0].strip().lower()
     if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
         raise Refusal(415, "Content-Type", declared or None, "application/json")
+    check_encoding(request)
+
+
+def check_encoding(request: Request) -> None:
+    """Refuse a compressed body."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise Refusal(415, "Content-Encoding", encoding, "no encoding; the body is read as it is")

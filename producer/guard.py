@@ -1,7 +1,8 @@
 """The outermost layer, pure ASGI: counts what comes in whatever its headers say, names each request, and
 answers for our mistakes.
 
-Nothing behind it ever holds more than `max_body_bytes` of a body, and no exception leaves it.
+Nothing behind it ever gets more than `max_body_bytes` of a body, or `max_form_bytes` of a form with a file in it, and
+no exception leaves it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ MAX_HEADER_BYTES = 32 * 1024
 class Guard:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_form_bytes: int | None = None) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
+        self.max_form_bytes = max_form_bytes or max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -44,15 +46,16 @@ class Guard:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = scope["headers"]
         size = sum(len(name) + len(value) for name, value in headers)
+        limit = self.max_form_bytes if _is_form(headers) else self.max_body_bytes
         if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
             detail = f"headers are {len(headers)}, {size} bytes; allowed: {MAX_HEADERS}, {MAX_HEADER_BYTES} bytes"
             entry = {"field": "headers", "value": None, "message": detail}
             await problems.of_status(431, detail, scope["path"], entry)(scope, receive, send)
-        elif _declared(headers) > self.max_body_bytes:
-            refusal = problems.of_error(BodyTooLarge(self.max_body_bytes), scope["path"])
+        elif _declared(headers) > limit:
+            refusal = problems.of_error(BodyTooLarge(limit), scope["path"])
             await refusal(scope, receive, send)
         else:
-            await self.app(scope, _counted(receive, self.max_body_bytes), send)
+            await self.app(scope, _counted(receive, limit), send)
 
 
 class _Answering:
@@ -69,6 +72,10 @@ class _Answering:
             own = [(b"x-request-id", self.request_id.encode()), (b"x-content-type-options", b"nosniff")]
             message = {**message, "headers": [*message["headers"], *own]}
         await self.send(message)
+
+
+def _is_form(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"content-type" and value.lower().startswith(b"multipart/form-data") for name, value in headers)
 
 
 def _declared(headers: list[tuple[bytes, bytes]]) -> int:

@@ -26,10 +26,11 @@ HEADERS = {
 RETRY_AFTER = {"retry-after": {"description": "Seconds to wait before trying again.", "schema": {"type": "integer"}}}
 ERRORS = {
     400: "The body is not JSON, or a header is malformed; `field` names it.",
+    403: "A page of another site sent a form.",
     404: "There is no such job or model; for a model, `known` lists those that exist.",
     409: "The job's state does not allow this; `state` is what it is.",
     413: "The body is larger than this server accepts.",
-    415: "The body is not declared as application/json, or is compressed.",
+    415: "The body is declared neither as application/json nor as multipart/form-data, or is compressed.",
     422: "A field has a value that is not allowed: `errors` names each with its value and what is allowed.",
     429: "The queue holds as many waiting jobs as it may; nothing was accepted.",
     503: "Redis does not answer or refuses to write; send it again, with an Idempotency-Key to be safe.",
@@ -84,7 +85,23 @@ SUBMIT: dict[str, Any] = {
                         },
                     ]
                 }
-            }
+            },
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "job": {"$ref": "#/components/schemas/TranscriptionRequest"},
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "The recording, in place of `input.audio`; at most max_audio_bytes.",
+                        },
+                    },
+                    "required": ["job", "file"],
+                    "additionalProperties": False,
+                },
+                "encoding": {"job": {"contentType": "application/json"}},
+            },
         },
     },
     "parameters": [

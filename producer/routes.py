@@ -15,7 +15,7 @@ from common.jobs import JobRecord, JobSpec, Submitted
 from common.queue import Queue
 from common.results import QueueStats, Results, StoredResult
 from common.settings import Settings
-from producer import batch, follow, headers, metrics
+from producer import batch, follow, headers, metrics, upload
 from producer.body import json_body
 from producer.direct import Direct
 from producer.openapi import SUBMIT, answers
@@ -112,7 +112,7 @@ def edge(request: Request) -> Edge:
                 " one job was accepted; those that were not are entries that say why.",
             ),
         },
-        400, 404, 413, 415, 422, 429, 503,
+        400, 403, 404, 413, 415, 422, 429, 503,
     ),
     openapi_extra=SUBMIT,
 )  # fmt: skip
@@ -120,18 +120,23 @@ async def submit(request: Request) -> Response:
     """Accept a job, durably, and answer at once; with `Prefer: wait=N`, when it is done or N seconds are over.
 
     With `Accept: text/event-stream` the answer is the job's events (200), as at its `events` address; the job
-    goes on when the reader leaves. With `Idempotency-Key` the same request sent again is answered with the
-    same job (for 24 hours by default); the same key with another request is refused (422). Keys of different
-    users never meet.
+    goes on when the reader leaves. A recording to transcribe comes as base64 in `input.audio`, or as a file: then
+    the body is multipart/form-data, with the job (JSON) as `job` and the recording as `file`. With
+    `Idempotency-Key` the same request sent again is answered with the same job (for 24 hours by default); the
+    same key with another request is refused (422). Keys of different users never meet.
     """
     here = edge(request)
     preferences = headers.preferences(request.headers, here.settings.wait_max_s)
     key = headers.idempotency_key(request.headers)
-    body = await json_body(request)
-    if isinstance(body, list):
-        return await _submit_list(request, body, key, preferences)
-    large = len(await request.body()) > here.settings.inline_bytes
-    spec, submitted = await here.submitter.submit(body, key, alone=large)
+    if upload.is_form(request):
+        async with upload.form(request, here.settings) as form:
+            spec, submitted = await here.submitter.submit(form.job, key, recording=form.recording)
+    else:
+        body = await json_body(request)
+        if isinstance(body, list):
+            return await _submit_list(request, body, key, preferences)
+        large = len(await request.body()) > here.settings.inline_bytes
+        spec, submitted = await here.submitter.submit(body, key, alone=large)
     out = {"Location": location(submitted.id)}
     if key and not submitted.created:
         out["Idempotent-Replayed"] = "true"
@@ -215,7 +220,10 @@ async def result(request: Request, job_id: JobId, wait: WaitS = 0) -> Response:
     summary="A job's events, as they happen",
     responses=answers(
         {
-            200: ("text/event-stream", "`id` is the number, `event` is state, token or progress, `data` is JSON."),
+            200: (
+                "text/event-stream",
+                "`id` is the number, `event` is state, token, segment or progress, `data` is JSON.",
+            ),
             204: (None, "The reader has the last event already."),
         },
         404, 422, 503,

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from common.languages import LANGUAGES
 from common.states import State
 
 MONTH_S = 30 * 86_400
@@ -214,6 +215,58 @@ class EmbeddingParams(Strict):
     )
 
 
+class TranscriptionInput(Strict):
+    """A recording: base64 here, or a file in the part `file` of multipart/form-data."""
+
+    audio: str | None = Field(
+        None,
+        description="The recording in base64: wav, mp3, flac, ogg, m4a, mp4, webm, … For what does not fit a JSON body,"
+        " send the file as a part of a form.",
+    )
+
+
+class TranscriptionParams(Strict):
+    """How to hear it, and in which form to write it down."""
+
+    language: str | None = Field(
+        None,
+        description="Code of the language spoken (en, de, …); left out, it is heard from the first half minute.",
+        json_schema_extra={"enum": [*LANGUAGES, None]},
+    )
+    task: Literal["transcribe", "translate"] | None = Field(
+        None, description="transcribe writes what is said, translate writes it in English."
+    )
+    prompt: str | None = Field(
+        None, max_length=4096, description="Text in the style and with the names to expect; its last 223 tokens count."
+    )
+    temperature: float | None = Field(None, ge=0, le=1, description="0 searches for the likeliest text.")
+    response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] | None = Field(
+        None,
+        description="What the result holds beside `text`: subtitles as `srt` or `vtt`, `segments` and `words` with"
+        " verbose_json. json and text are the same here.",
+    )
+    timestamp_granularities: list[Literal["word", "segment"]] | None = Field(
+        None, min_length=1, max_length=2, description="With verbose_json: what has times, segments if left out."
+    )
+    vad: bool | None = Field(
+        None, description="Leave out what is no speech (the default); false hears all, and cuts at quiet moments."
+    )
+
+    @field_validator("language")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in LANGUAGES:
+            raise ValueError(f"allowed: {', '.join(LANGUAGES)}")
+        return value
+
+    @field_validator("timestamp_granularities")
+    @classmethod
+    def _only_verbose(cls, value: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        if value is not None and info.data.get("response_format") != "verbose_json":
+            raise ValueError("only together with response_format verbose_json")
+        return value
+
+
 class GenerationRequest(JobRequest):
     """A job that generates text."""
 
@@ -249,8 +302,30 @@ class EmbeddingRequest(JobRequest):
     params: EmbeddingParams | None = None
 
 
-AnyJobRequest = Annotated[GenerationRequest | EmbeddingRequest, Field(discriminator="kind")]
-job_request: TypeAdapter[GenerationRequest | EmbeddingRequest] = TypeAdapter(AnyJobRequest)
+class TranscriptionRequest(JobRequest):
+    """A job that writes down what is said in a recording."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "kind": "transcription",
+                    "model": "whisper",
+                    "input": {"audio": "UklGRiQAAABXQVZF…"},
+                    "params": {"language": "en", "response_format": "srt"},
+                }
+            ]
+        }
+    )
+
+    kind: Literal["transcription"]
+    input: TranscriptionInput
+    params: TranscriptionParams | None = None
+
+
+Request = GenerationRequest | EmbeddingRequest | TranscriptionRequest
+AnyJobRequest = Annotated[Request, Field(discriminator="kind")]
+job_request: TypeAdapter[Request] = TypeAdapter(AnyJobRequest)
 
 
 class JobsQuery(Strict):
@@ -259,7 +334,9 @@ class JobsQuery(Strict):
     model_config = ConfigDict(strict=False)
 
     status: State | None = Field(None, description="Only jobs in this state.")
-    kind: Literal["generation", "embedding"] | None = Field(None, description="Only jobs of this kind.")
+    kind: Literal["generation", "embedding", "transcription"] | None = Field(
+        None, description="Only jobs of this kind."
+    )
     model: str | None = Field(None, max_length=64, description="Only jobs of this model.")
     user: str | None = Field(None, pattern=USER_PATTERN, description="Only this user's jobs.")
     after: str | None = Field(None, pattern=r"^[1-9]\d{0,15}-\d{1,19}$", description="`next` of the page before.")
@@ -328,7 +405,8 @@ class JobOut(BaseModel):
     waiting_for: str | None = Field(description="Of a waiting job: why it waits, in words.")
     error: ErrorOut | None
     usage: dict[str, int | str] | None = Field(
-        description="Tokens in and out; of a model with a price also `cost_micros`, millionths of `cost_currency`.",
+        description="Tokens in and out, or seconds of audio; of a model with a price also `cost_micros`, millionths of"
+        " `cost_currency`.",
         examples=[{"prompt_tokens": 4, "completion_tokens": 64}],
     )
     metrics: MetricsOut
@@ -346,7 +424,8 @@ class ResultOut(BaseModel):
     status: State
     output: dict[str, JsonValue] | None = Field(
         description="generation: `text`, `finish_reason`; embedding: `embeddings`, `dimensions`, and in `truncated`"
-        " the index and tokens of each text that was cut.",
+        " the index and tokens of each text that was cut; transcription: `text`, `language`, `duration` and what"
+        " `response_format` asks for.",
         examples=[
             {"text": "durable.", "finish_reason": "stop"},
             {"embeddings": [[0.1, -0.2]], "dimensions": 2},

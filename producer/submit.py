@@ -14,7 +14,7 @@ import msgspec
 from pydantic import ValidationError
 
 from common.catalogue import Catalogue, Model
-from common.errors import InvalidField
+from common.errors import InvalidField, JarvisError, StoreUnavailable
 from common.jobs import JobSpec, Submitted
 from common.queue import Key, Queue
 from common.settings import Settings
@@ -22,7 +22,8 @@ from producer import embed_params
 from producer.explain import invalid_body
 from producer.gather import Gathering
 from producer.prompt import Prompts
-from producer.schemas import EmbeddingRequest, GenerationRequest, job_request
+from producer.schemas import Request, job_request
+from producer.upload import Recording
 
 
 class Submitter:
@@ -36,21 +37,49 @@ class Submitter:
         self._gathered: defaultdict[str, Gathering] = defaultdict(lambda: Gathering(queue))
 
     async def submit(
-        self, body: dict[str, Any], idempotency_key: str | None = None, alone: bool = False
+        self,
+        body: dict[str, Any],
+        idempotency_key: str | None = None,
+        alone: bool = False,
+        recording: Recording | None = None,
     ) -> tuple[JobSpec, Submitted]:
         """Accept one job, or say why not: any error of the tree that has a row in `PROBLEMS`.
 
         One that may go to the blob store goes alone, so that no other one waits for that.
         """
-        spec = await self.spec_of(body)
+        spec = await self.spec_of(body, recording)
         key = key_of(spec, idempotency_key)
-        spec = self.outliving_its_delay(spec)
-        if alone:
-            return spec, await self.queue.submit(spec, key)
-        shard = self.queue.keys.shard_of_queue(spec.queue)
-        return spec, await self._gathered[shard].submit(spec, key)
+        spec = await self.with_recording_stored(self.outliving_its_delay(spec))
+        try:
+            submitted = await self._accepted(spec, key, alone)
+        except JarvisError as error:
+            await self.forget_recording(spec, error)
+            raise
+        await self.forget_recording(spec, submitted)
+        return spec, submitted
 
-    async def spec_of(self, body: dict[str, Any]) -> JobSpec:
+    async def _accepted(self, spec: JobSpec, key: Key | None, alone: bool) -> Submitted:
+        if alone:
+            return await self.queue.submit(spec, key)
+        shard = self.queue.keys.shard_of_queue(spec.queue)
+        return await self._gathered[shard].submit(spec, key)
+
+    async def with_recording_stored(self, spec: JobSpec) -> JobSpec:
+        """The job as it is queued: with a reference in place of its recording, if it has one."""
+        recording = spec.input.get("audio")
+        if not isinstance(recording, Recording):
+            return spec
+        reference = await self.queue.blobs.store_file(recording.file, self.queue.life_s(spec.ttl_s))
+        return msgspec.structs.replace(spec, input={**spec.input, "audio": reference})
+
+    async def forget_recording(self, spec: JobSpec, answer: Submitted | JarvisError) -> None:
+        """Remove the recording of a job that was not accepted, or that was accepted before."""
+        mine = answer.created if isinstance(answer, Submitted) else isinstance(answer, StoreUnavailable)
+        # An answer that was lost may have been a yes: then the recording goes when its time is over.
+        if not mine and spec.kind == "transcription":
+            await self.queue.blobs.remove(str(spec.input["audio"]))
+
+    async def spec_of(self, body: dict[str, Any], recording: Recording | None = None) -> JobSpec:
         """The job that a request describes; raises for the first thing that is wrong with it."""
         request = checked(body)
         model = self.catalogue.get(request.kind, request.model)
@@ -60,8 +89,12 @@ class Submitter:
             for one in self.catalogue.chain(model):
                 _check_params(model, one, params)
                 await self.prompts.check(one, asked, params.get("max_tokens"))
-        else:
+        elif request.kind == "embedding":
             await embed_params.check(model, asked["texts"], params, self.prompts)
+        else:
+            asked["audio"] = recording or Recording.of_text(asked.get("audio"))
+        if recording and request.kind != "transcription":
+            raise InvalidField("file", "a file", f"none: a job of kind {request.kind} takes no recording")
         return JobSpec(
             kind=request.kind,
             model=request.model,
@@ -97,7 +130,7 @@ def _check_params(asked: Model, model: Model, params: dict[str, Any]) -> None:
         raise InvalidField(f"params.{name}", params[name], f"nothing for the model {asked.alias}: {whose} has none")
 
 
-def checked(body: dict[str, Any]) -> GenerationRequest | EmbeddingRequest:
+def checked(body: dict[str, Any]) -> Request:
     """The request with every field checked; raises Invalid naming those that are wrong."""
     try:
         return job_request.validate_python(body)
@@ -112,7 +145,12 @@ def key_of(spec: JobSpec, idempotency_key: str | None) -> Key | None:
 
 def fingerprint(spec: JobSpec) -> str:
     """What tells apart two requests with the same Idempotency-Key; spelling out a default changes nothing."""
-    return hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(spec, enc_hook=_digest, order="deterministic")).hexdigest()
+
+
+def _digest(value: Any) -> str:
+    assert isinstance(value, Recording), "all else in a spec is JSON"
+    return value.sha256
 
 
 def _given(values: dict[str, Any] | None) -> dict[str, Any]:

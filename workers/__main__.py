@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from common.settings import Settings
 
-KINDS = ("generation", "embedding")
+KINDS = ("generation", "embedding", "transcription")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m workers",
         description="Run one worker: a kind of the catalogue, or an arq-style settings class (package.module.Class).",
     )
-    parser.add_argument("what", help="generation, embedding, or the import path of a settings class")
+    parser.add_argument("what", help="generation, embedding, transcription, or the import path of a settings class")
     parser.add_argument("--model", help="alias in the catalogue (default: the kind's first)")
     parser.add_argument(
         "--for", dest="helped", metavar="ALIAS", help="run this alias' jobs, which fall back to --model, not its own"
@@ -113,8 +113,10 @@ def worker_settings(
         return {"settings": settings, **fallback_settings_for(catalogue, chosen, helped, settings)}
     if what == "generation":
         from workers.generation import settings_for
-    else:
+    elif what == "embedding":
         from workers.embedding import settings_for
+    else:
+        from workers.transcription import settings_for
     return {"settings": settings, **settings_for(chosen, settings)}
 
 

@@ -79,6 +79,7 @@ class Worker(ArqWorker):
         self.results = Results(self.queue.redis, self.settings)
         self._pool = self.queue.redis  # type: ignore[assignment]
         self.ctx.update(redis=self.queue.redis, settings=self.settings, emit=self.emit, emitted=self._emitted)
+        self.ctx["blobs"] = self.queue.blobs
         log.info("starting %s for %s: %s", self.id, self.queue_name, ", ".join(self.functions))
         if self.on_startup:
             await self.on_startup(self.ctx)

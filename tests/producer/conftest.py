@@ -36,12 +36,16 @@ engine = "fake"
 max_model_len = 16
 dimensions = [4, 8]
 prompts = { query = "query: ", passage = "" }
+
+[models.ears]
+kind = "transcription"
+engine = "fake"
 """
 
 
 @pytest.fixture(scope="session")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A catalogue with `echo` and `vectors` (fake engines) and `words`, whose tokenizer takes each word as a token."""
+    """A catalogue with `echo`, `vectors`, `ears` (fake engines) and `words`, whose tokens are words."""
     folder = tmp_path_factory.mktemp("catalogue")
     (folder / "words").mkdir()
     (folder / "words" / "config.json").write_text(json.dumps({"max_position_embeddings": 16}))
@@ -57,7 +61,13 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(redis_url: str, catalogue: Path, tmp_path: Path) -> Settings:
     """Settings for the test's Redis, with small bounds."""
     return Settings(
-        redis_url=redis_url, catalogue=catalogue, data_dir=tmp_path, max_body_bytes=100_000, wait_max_s=5, port=0
+        redis_url=redis_url,
+        catalogue=catalogue,
+        data_dir=tmp_path,
+        max_body_bytes=100_000,
+        max_audio_bytes=400_000,
+        wait_max_s=5,
+        port=0,
     )
 
 

@@ -52,7 +52,8 @@ async def test_every_operation_says_what_it_does_and_how_it_fails(client: httpx.
 async def test_every_field_of_a_request_is_described(client: httpx.AsyncClient) -> None:
     schemas = (await document(client))["components"]["schemas"]
     plain = {"kind", "input", "params", "role", "content"}  # explained by their type
-    for name in ("GenerationRequest", "EmbeddingRequest", "GenerationParams", "GenerationInput", "EmbeddingInput"):
+    names = [f"{kind}{part}" for kind in ("Generation", "Embedding", "Transcription") for part in ("Request", "Input")]
+    for name in (*names, "GenerationParams", "TranscriptionParams"):
         for field, schema in schemas[name]["properties"].items():
             assert field in plain or schema.get("description"), f"{name}.{field}"
         assert schemas[name]["additionalProperties"] is False

@@ -135,7 +135,7 @@ async def test_queues_tell_depth_by_lane_and_name_those_never_used(
     response = (await client.get("/v1/queues")).json()
     assert QueuesOut.model_validate(response).model_dump(mode="json") == response
     queues = {queue["queue"]: queue for queue in response["data"]}
-    assert list(queues) == ["embedding:vectors", "generation:echo", "generation:words"]
+    assert list(queues) == ["embedding:vectors", "generation:echo", "generation:words", "transcription:ears"]
     used = queues["generation:echo"]
     assert used["depth"] == {"high": 0, "normal": 0, "low": 2}
     assert (used["in_progress"], used["workers"]) == (1, 1)
@@ -187,7 +187,7 @@ async def test_the_models_of_the_catalogue_are_listed(client: httpx.AsyncClient)
     response = (await client.get("/v1/models")).json()
     assert ModelsOut.model_validate(response).model_dump(mode="json") == response
     listed = [(model["id"], model["parent"]) for model in response["data"]]
-    assert listed == [("echo", None), ("words", None), ("terse", "words"), ("vectors", None)]
+    assert listed == [("echo", None), ("words", None), ("terse", "words"), ("vectors", None), ("ears", None)]
 
 
 async def test_health_and_readiness(client: httpx.AsyncClient, worker: PlayedWorker) -> None:

@@ -139,9 +139,9 @@ async def test_slots_and_verbose_are_heard_and_check_sees_the_worker(place: Plac
 
 
 def test_an_unknown_kind_is_named_with_what_there_is(run: Run) -> None:
-    code, _, err = ended(run("transcription"))
+    code, _, err = ended(run("translation"))
     assert code == 1
-    assert "workers: 'transcription' is neither one of generation, embedding nor a settings class" in err
+    assert "workers: 'translation' is neither one of generation, embedding, transcription nor a settings class" in err
     assert "Traceback" not in err
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.catalogue import Model
-from workers.engines.protocol import EmbeddingEngine, GenerationEngine
+from workers.engines.protocol import EmbeddingEngine, GenerationEngine, TranscriptionEngine
 
 
 def generation_engine(model: Model) -> GenerationEngine:
@@ -40,3 +40,14 @@ def embedding_engine(model: Model, data_dir: Path) -> EmbeddingEngine:
     from workers.engines.sentence_transformers_engine import SentenceTransformersEngine
 
     return SentenceTransformersEngine(model)
+
+
+def transcription_engine(model: Model) -> TranscriptionEngine:
+    """The engine that the catalogue names for this model, not started yet."""
+    if model.engine == "fake":
+        from workers.engines.fake_engine import FakeTranscriptionEngine
+
+        return FakeTranscriptionEngine(model)
+    from workers.engines.faster_whisper_engine import FasterWhisperEngine
+
+    return FasterWhisperEngine(model)

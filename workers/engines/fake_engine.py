@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from common.catalogue import Model
 from common.errors import EngineDead, JobFailed
-from workers.engines.protocol import Cut, EmbeddingBatch, FinishReason, GenerationDelta, GenerationRequest
+from workers.engines.interleave import Interleaver
+from workers.engines.protocol import (
+    Cut,
+    EmbeddingBatch,
+    FinishReason,
+    GenerationDelta,
+    GenerationRequest,
+    Heard,
+    Segment,
+    TranscriptionRequest,
+    Word,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,3 +145,63 @@ class FakeEmbeddingEngine(_FakeEngine):
         vector = random.standard_normal(self.model.options.get("dimensions", 8)).astype(np.float32)
         unit: NDArray[np.float32] = vector / np.float32(np.linalg.norm(vector))
         return unit
+
+
+class FakeTranscriptionEngine(_FakeEngine):
+    """Hears made-up words: two in every `chunk_s` (30), `batch_size` (8) chunks every `delay_s`."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.chunk_s = float(model.options.get("chunk_s", 30))
+        self.interleaver = Interleaver(self._hear, model.options.get("batch_size", 8))
+        self._work: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Become alive, after `start_s`."""
+        await super().start()
+        self._work = asyncio.create_task(self.interleaver.work())
+
+    async def stop(self) -> None:
+        """Stop serving."""
+        await super().stop()
+        if self._work is not None:
+            self._work.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._work
+            self._work = None
+
+    async def restart(self) -> None:
+        """Start again if dead."""
+        if not self._alive:
+            await self.stop()
+            await self.start()
+
+    async def transcribe(self, request: TranscriptionRequest) -> AsyncGenerator[Heard]:
+        """Chunk n of a recording depends on its length and n alone."""
+        if not self._alive:
+            raise EngineDead("the fake engine is dead")
+        line = self.interleaver.open(request.lane)
+        try:
+            cut = self._cut(len(request.samples) / 16_000, request)
+            for future in [self.interleaver.put(line, heard, None) for heard in cut if heard.seek >= request.from_seek]:
+                yield await future
+        finally:
+            self.interleaver.close(line)
+
+    def _cut(self, length_s: float, request: TranscriptionRequest) -> list[Heard]:
+        count = max(1, -int(-length_s // self.chunk_s))
+        return [self._chunk(n, length_s, request) for n in range(count)]
+
+    def _chunk(self, n: int, length_s: float, request: TranscriptionRequest) -> Heard:
+        start, end = n * self.chunk_s, min((n + 1) * self.chunk_s, length_s)
+        middle = (start + end) / 2
+        spoken = [(start, middle, f" {WORDS[n % len(WORDS)]}"), (middle, end, f" {n}.")]
+        segments = [
+            Segment(low, high, text, [n], -0.5, 1.0, 0.1, [Word(text, low, high, 0.9)] if request.words else None)
+            for low, high, text in spoken
+        ]
+        return Heard(round(start * 100), end, request.language or "en", segments)
+
+    async def _hear(self, works: list[Heard]) -> Sequence[Heard]:
+        await self._pause()
+        return works

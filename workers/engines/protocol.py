@@ -1,4 +1,4 @@
-"""What a job function asks of an engine; every backend, the fake ones too, stands behind these two protocols.
+"""What a job function asks of an engine; every backend, the fake ones too, stands behind these protocols.
 
 An engine is one loaded model. Giving up a request (closing the iterator, cancelling the call) frees what it held
 in the engine. An engine that is gone raises EngineDead for every request in flight and until it is restarted.
@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
+
+from common.jobs import Priority
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +68,56 @@ class EmbeddingBatch(msgspec.Struct, frozen=True):
     truncated: list[Cut] = []
 
 
+class TranscriptionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One recording (16 kHz, mono, int16) and how to hear it.
+
+    `from_seek` is where an earlier, interrupted delivery has come to: chunks that begin before it are not heard again.
+    Without `timestamps` each chunk is one segment.
+    """
+
+    samples: NDArray[np.int16]
+    lane: Priority = "normal"
+    language: str | None = None
+    task: Literal["transcribe", "translate"] = "transcribe"
+    prompt: str | None = None
+    temperature: float = 0.0
+    vad: bool = True
+    timestamps: bool = False
+    words: bool = False
+    from_seek: int = 0
+
+
+class Word(msgspec.Struct, frozen=True):
+    """One word; times are seconds of the recording."""
+
+    word: str
+    start: float
+    end: float
+    probability: float
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """Some words that belong together; times are seconds of the recording."""
+
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    words: list[Word] | None = None
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """What one chunk of a recording holds. `seek` is where it begins, in hundredths of a second: its name."""
+
+    seek: int
+    end_s: float
+    language: str
+    segments: list[Segment]
+
+
 class Engine(Protocol):
     """A loaded model's life."""
 
@@ -109,3 +161,10 @@ class Measured(Protocol):
 
     def figures(self) -> dict[str, float]:
         """What it counts, by the names in `producer/metrics.py`."""
+
+
+class TranscriptionEngine(Engine, Protocol):
+    """A speech recognition model."""
+
+    def transcribe(self, request: TranscriptionRequest) -> AsyncGenerator[Heard]:
+        """What is said, chunk by chunk and in order; a lower lane waits for a higher one at every chunk."""
