@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from common.errors import SettingsInvalid
-from ops import screen, tables
+from ops import models_cli, screen, tables
 from ops.request import ascii_key, given, job_input, sendable, texts_by_name, values_by_name
 from ops.screen import note, print_json
 
@@ -41,6 +41,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than the command to run
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(models_cli.app, name="models")
 
 
 class Lane(StrEnum):

@@ -33,7 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All in one event loop, which the engines live in; with time to start, and deaf to vLLM's own warnings."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+            if isinstance(item, pytest.Function) and asyncio.iscoroutinefunction(item.function):
+                item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
             item.add_marker(pytest.mark.timeout(600))
             item.add_marker(pytest.mark.filterwarnings("default"))
 
@@ -120,11 +121,16 @@ class Worker:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A random Llama whose every token is one byte."""
-    folder = write_tiny_model(tmp_path_factory.mktemp("tiny"), positions=CONTEXT)
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a random Llama whose every token is one byte."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model", positions=CONTEXT)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Path) -> Model:
+    """It as an entry of the catalogue."""
     options = {"enforce_eager": True, "kv_cache_memory_bytes": 64 * 1024 * 1024}
-    return Model("tiny", "generation", "vllm", str(folder), CONTEXT, 64, options=options)
+    return Model("tiny", "generation", "vllm", str(tiny_folder), CONTEXT, 64, options=options)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

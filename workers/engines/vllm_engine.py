@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from functools import partial
 from typing import Any, cast
 
@@ -110,14 +109,7 @@ class VllmEngine:
             await outputs.aclose()
 
     async def _start(self) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        # vLLM reads the level itself, but some of its modules log while they are imported.
-        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-        if self.model.local:
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        if "kv_cache_memory_bytes" not in self.model.engine_options:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; read on CPU only
+        prepare(self.model)
         try:
             self._llm = await _in_thread(self._build)
         except Exception as error:
@@ -127,16 +119,16 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        known = {one.name for one in fields(AsyncEngineArgs)}
-        if unknown := set(self.model.engine_options) - known:
-            raise SettingsInvalid(f"{self.model.place}: options of {self.model.alias}: vLLM has no {sorted(unknown)}")
+        from workers.engines.vllm_check import check
+
+        check(self.model)
         arguments = AsyncEngineArgs(additional_config=self._owner, **engine_arguments(self.model))
         loggers = [self.stats.logger_class(), *self._stat_loggers]
         return AsyncLLM.from_engine_args(arguments, stat_loggers=loggers)
 
     def _explained(self, error: Exception) -> Exception:
         """The error with what to turn in the catalogue, if memory ran out in this process or the engine's own."""
-        if isinstance(error, JobFailed):
+        if isinstance(error, (JobFailed, SettingsInvalid)):
             return error
         told = "; ".join([str(error), *self._owner.told()])
         if (what := advice(told, self.model)) is None:
@@ -216,6 +208,18 @@ class VllmEngine:
             detokenizer.update(list(step.token_ids), reason == "stop")
             text = detokenizer.get_next_output_text(reason is not None, True)
             yield GenerationDelta(text, step.token_ids, reason, prompt_tokens)
+
+
+def prepare(model: Model) -> None:
+    """Set what vLLM reads from the environment when it is imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # vLLM reads the level itself, but some of its modules log while they are imported.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    if model.local:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if "kv_cache_memory_bytes" not in model.engine_options:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; read on CPU only
 
 
 def engine_arguments(model: Model) -> dict[str, Any]:
