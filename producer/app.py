@@ -14,6 +14,7 @@ from common.results import Results
 from common.settings import Settings
 from producer import problems
 from producer.guard import Guard
+from producer.openai import routes as openai
 from producer.openapi import describe
 from producer.routes import Edge, router, submits
 from producer.submit import Submitter
@@ -45,8 +46,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.stopping = asyncio.Event()
     most = settings.max_audio_bytes + settings.max_body_bytes  # a recording and the job that goes with it
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, max_form_bytes=most)
-    app.include_router(submits)  # first, since the first route that matches is taken
-    app.include_router(router)
+    for routes in (submits, openai.calls, router, openai.router):  # the first route that matches is taken
+        app.include_router(routes)
     app.openapi = describe(app)  # type: ignore[method-assign]
     problems.install(app)
     return app

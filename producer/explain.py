@@ -29,10 +29,10 @@ class Invalid(InvalidField):
         JarvisError.__init__(self, f"{self.field} is {first['value'] or 'missing'}: {self.allowed}")
 
 
-def invalid_body(error: ValidationError) -> Invalid:
-    """The error for a body that is JSON but not what the route takes."""
+def invalid_body(error: ValidationError, whole: bool = False) -> Invalid:
+    """The error for a body that is JSON but not what the route takes; `whole`: it was checked as no union's member."""
     details = error.errors(include_url=False)[:MAX_ENTRIES]
-    return Invalid([_entry(detail) for detail in details])
+    return Invalid([_entry({**detail, "loc": ("body", *detail["loc"])} if whole else detail) for detail in details])
 
 
 def invalid_parameters(details: Sequence[Any]) -> Invalid:

@@ -54,10 +54,49 @@ def nothing_follows(record: JobRecord, after: int) -> bool:
     return record.terminal and after >= record.history[-1][0]
 
 
-class EventStream(Response):
-    """The events of one job as server-sent events, until the last one, the reader's end or ours."""
+class Stream(Response):
+    """Server-sent events, until `forward` is through, the reader goes or this process stops."""
 
     media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        stopping: asyncio.Event,
+        headers: Mapping[str, str] | None = None,
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
+        super().__init__(headers={**SSE_HEADERS, **(headers or {})})
+        del self.headers["content-length"]
+        self.stopping = stopping
+        self.keep_alive_s = keep_alive_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events until there is no reason to go on."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        forwarding = asyncio.ensure_future(self.forward(send))
+        await _first(forwarding, self._keep_alive(send), _gone(receive), self.stopping.wait())
+        if forwarding.cancelled():
+            await self.left()
+        elif error := forwarding.exception():
+            # The reader comes back with its last number; what is wrong then gets an answer of its own.
+            log.warning("a stream of events broke: %r", error)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def forward(self, send: Send) -> None:
+        """Send all there is to send."""
+        raise NotImplementedError
+
+    async def left(self) -> None:
+        """The reader went, or has to come back."""
+
+    async def _keep_alive(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(self.keep_alive_s)
+            await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+
+
+class EventStream(Stream):
+    """The events of one job, until the last one."""
 
     def __init__(
         self,
@@ -66,31 +105,14 @@ class EventStream(Response):
         headers: Mapping[str, str] | None = None,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
-        super().__init__(headers={**SSE_HEADERS, **(headers or {})})
-        del self.headers["content-length"]
+        super().__init__(stopping, headers, keep_alive_s)
         self.events = events
-        self.stopping = stopping
-        self.keep_alive_s = keep_alive_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until there is no reason to go on."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+    async def forward(self, send: Send) -> None:
+        """Send each event as it comes."""
         await send({"type": "http.response.body", "body": f"retry: {RETRY_MS}\n\n".encode(), "more_body": True})
-        forwarding = asyncio.ensure_future(self._forward(send))
-        await _first(forwarding, self._keep_alive(send), _gone(receive), self.stopping.wait())
-        if not forwarding.cancelled() and (error := forwarding.exception()):
-            # The reader comes back with its last number; what is wrong then gets an answer of its own.
-            log.warning("a stream of events broke: %r", error)
-        await send({"type": "http.response.body", "body": b""})
-
-    async def _forward(self, send: Send) -> None:
         async for event in self.events:
             await send({"type": "http.response.body", "body": encoded(event), "more_body": True})
-
-    async def _keep_alive(self, send: Send) -> None:
-        while True:
-            await asyncio.sleep(self.keep_alive_s)
-            await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
 
 
 def encoded(event: JobEvent) -> bytes:

@@ -30,6 +30,8 @@ from common.errors import (
     shown,
 )
 from producer.explain import Entry, Invalid, invalid_parameters, plain
+from producer.openai.errors import document as openai_document
+from producer.openai.errors import is_openai
 
 MEDIA_TYPE = "application/problem+json"
 STORE_DOWN = (
@@ -41,6 +43,15 @@ STORE_DOWN = (
 )
 # What a plain ResponseError starts with when Redis cannot serve, not when we asked for nonsense.
 STORE_REFUSES = ("OOM", "LOADING", "MISCONF", "READONLY", "NOREPLICAS", "BUSY ", "CLUSTERDOWN", "MASTERDOWN")
+
+
+#: What OpenAI calls some of our problems, by their titles.
+CODES = {
+    "Unknown Model": "model_not_found",
+    "Not Found": "not_found",
+    "Queue Full": "queue_full",
+    "Idempotency-Key Reused": "idempotency_key_reused",
+}
 
 
 class Refusal(HTTPException):
@@ -99,14 +110,21 @@ def _answer(
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, Any] | None = None,
 ) -> Response:
-    document = _document(problem, detail, instance, entries, members)
+    if is_openai(instance):
+        # Where the SDKs expect 400 for whatever is wrong with a request.
+        status = 400 if problem.status == 422 and problem.title == "Unprocessable Content" else problem.status
+        param = entries[0]["field"] if entries else None
+        document, media_type = openai_document(status, detail, param, CODES.get(problem.title)), "application/json"
+    else:
+        status, media_type = problem.status, MEDIA_TYPE
+        document = _document(problem, detail, instance, entries, members)
     out = {"x-should-retry": "true" if problem.retryable else "false", **(headers or {})}
     if retry_after_s is not None:
         out |= {
             "retry-after": str(max(1, round(retry_after_s))),
             "retry-after-ms": str(round(retry_after_s * 1000)),
         }
-    return Response(msgspec.json.encode(document), problem.status, out, MEDIA_TYPE)
+    return Response(msgspec.json.encode(document), status, out, media_type)
 
 
 def document_of(error: JarvisError, instance: str) -> dict[str, Any]:

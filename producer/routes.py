@@ -10,7 +10,7 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
-from common.catalogue import Catalogue
+from common.catalogue import Catalogue, Model
 from common.jobs import JobRecord, JobSpec, Submitted
 from common.queue import Queue
 from common.results import QueueStats, Results, StoredResult
@@ -325,19 +325,7 @@ async def replay(request: Request, parked_id: Annotated[str, Path(description="I
 @router.get("/v1/models", tags=["models"], summary="The models", responses=answers({200: (ModelsOut, "All models.")}))
 async def models(request: Request) -> Response:
     """The models of the catalogue and their adapters, whether a worker runs for them or not."""
-    data = [
-        {
-            "id": alias,
-            "object": "model",
-            "created": 0,
-            "owned_by": "jarvis",
-            "kind": model.kind,
-            "max_model_len": model.max_model_len,
-            "parent": None if alias == model.alias else model.alias,
-        }
-        for model in edge(request).catalogue.models.values()
-        for alias in model.aliases
-    ]
+    data = [model_out(model, alias) for model in edge(request).catalogue.models.values() for alias in model.aliases]
     return answer({"object": "list", "data": data})
 
 
@@ -384,6 +372,19 @@ async def scrape(request: Request) -> Response:
 async def docs() -> Response:
     """Send a browser to the description of the interface; a page for it would need the internet."""
     return RedirectResponse("/openapi.json")
+
+
+def model_out(model: Model, alias: str) -> dict[str, Any]:
+    """A model, or one of its adapters, under its alias."""
+    return {
+        "id": alias,
+        "object": "model",
+        "created": 0,
+        "owned_by": "jarvis",
+        "kind": model.kind,
+        "max_model_len": model.max_model_len,
+        "parent": None if alias == model.alias else model.alias,
+    }
 
 
 async def _again(here: Edge, submitted: Submitted) -> Response:

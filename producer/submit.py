@@ -58,6 +58,10 @@ class Submitter:
         await self.forget_recording(spec, submitted)
         return spec, submitted
 
+    async def accept(self, spec: JobSpec, idempotency_key: str | None, alone: bool) -> Submitted:
+        """Accept a job that was checked and may start now."""
+        return await self._accepted(spec, key_of(spec, idempotency_key), alone)
+
     async def _accepted(self, spec: JobSpec, key: Key | None, alone: bool) -> Submitted:
         if alone:
             return await self.queue.submit(spec, key)

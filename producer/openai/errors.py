@@ -1,0 +1,54 @@
+"""Errors on OpenAI's addresses: `{"error": {"message", "type", "param", "code"}}`, as the SDKs turn into exceptions."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from common.jobs import JobRecord
+from common.states import State
+
+#: Where answers have OpenAI's shapes, those that are not there (yet) included.
+PATHS = re.compile(
+    r"/v1/(chat|completions|embeddings|audio|models/|responses|files|batches|images|moderations|rerank|vector_stores"
+    r"|uploads|fine_tuning|assistants|threads|realtime)"
+)
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+#: Codes of failed jobs that are the request's fault; any other is the server's.
+REQUEST_CODES = {"invalid_request": "invalid_request", "prompt_too_long": "context_length_exceeded"}
+ENDED = {State.CANCELLED: 409, State.EXPIRED: 504}
+
+
+def is_openai(path: str) -> bool:
+    """Whether answers at this address have OpenAI's shapes."""
+    return PATHS.match(path) is not None
+
+
+def document(status: int, message: str, param: str | None, code: str | None) -> dict[str, Any]:
+    """The body of an error."""
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": native(message), "type": kind, "param": native(param or "") or None, "code": code}}
+
+
+def native(words: str) -> str:
+    """Names of a job's fields as they are called here: `params.max_tokens` is `max_tokens`."""
+    return re.sub(r"\b(?:params|input)\.", "", re.sub(r"\binput\.texts\b", "input", words))
+
+
+def of_record(record: JobRecord) -> tuple[int, dict[str, Any]]:
+    """Status and body for a job that has ended without a result."""
+    error = record.error
+    code, message = (error.code, error.message) if error else (record.status.value, f"the job is {record.status.value}")
+    if code in REQUEST_CODES:
+        return 400, document(400, message, None, REQUEST_CODES[code])
+    status = ENDED.get(record.status, 500)
+    return status, document(status, message, None, code)
+
+
+def failed(record: JobRecord, headers: dict[str, str]) -> Response:
+    """The answer for a job that has ended without a result. The queue has tried again as often as makes sense."""
+    status, body = of_record(record)
+    return Response(msgspec.json.encode(body), status, {**headers, "x-should-retry": "false"}, "application/json")

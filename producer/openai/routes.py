@@ -1,0 +1,230 @@
+"""OpenAI's addresses. Each call is a job like any other; that its caller waits for it is the caller's choice.
+
+A caller that goes away takes its job with it, unless it asked for one that stays: `Prefer: respond-async` (202, the
+job's record) or an `Idempotency-Key`, with which the same call again finds the same job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from starlette.types import Send
+
+from common.errors import MalformedBody, StoreUnavailable, UnknownModel
+from common.jobs import JobEvent, JobRecord, JobSpec, Submitted
+from common.results import StoredResult
+from common.states import State
+from producer import follow, headers
+from producer.body import json_body
+from producer.direct import Direct
+from producer.openai import answered
+from producer.openai.asked import ChatAsked, CompletionAsked, EmbeddingsAsked, read
+from producer.openai.errors import failed, of_record
+from producer.record import answer, location, record_out
+from producer.routes import RETRY_AFTER, Edge, edge, model_out
+
+calls = APIRouter(route_class=Direct)
+router = APIRouter()
+STOPPING = "this web process stops; send it again"
+LOCAL = ("vllm", "fake")  # engines that know how much room a prompt leaves
+
+
+@calls.post("/v1/chat/completions", include_in_schema=False)
+async def chat_completions(request: Request) -> Response:
+    """Continue a conversation."""
+    asked = read(ChatAsked, await _body(request))
+    call = await Call.made(request, [asked.job()])
+    if call.answered:
+        return call.answered
+    if asked.stream:
+        record = await call.record()
+        chunks = answered.ChatChunks(answered.Head.of(record, "chatcmpl"), asked.n or 1, asked.whole_usage)
+        return ChunkStream(call, chunks)
+    [found] = await call.results()
+    if not _answers(found):
+        return failed(found.record, call.out())
+    head = answered.Head.of(found.record, "chatcmpl")
+    return answer(answered.chat(head, _output(found), found.record.usage), 200, call.out())
+
+
+@calls.post("/v1/completions", include_in_schema=False)
+async def completions(request: Request) -> Response:
+    """Continue texts."""
+    asked = read(CompletionAsked, await _body(request))
+    call = await Call.made(request, asked.jobs())
+    if call.answered:
+        return call.answered
+    if asked.stream:
+        record = await call.record()
+        chunks = answered.TextChunks(answered.Head.of(record, "cmpl"), asked.n or 1, asked.whole_usage)
+        return ChunkStream(call, chunks)
+    found = await call.results()
+    for one in found:
+        if not _answers(one):
+            return failed(one.record, call.out())
+    usages = [one.record.usage or {} for one in found]
+    head = answered.Head.of(found[0].record, "cmpl")
+    document = answered.completion(head, [_output(one) for one in found], usages, asked.logprobs is not None)
+    return answer(document, 200, call.out())
+
+
+@calls.post("/v1/embeddings", include_in_schema=False)
+async def embeddings(request: Request) -> Response:
+    """Vectors of texts."""
+    call = await Call.made(request, [read(EmbeddingsAsked, await _body(request)).job()])
+    if call.answered:
+        return call.answered
+    [found] = await call.results()
+    if not _answers(found) or found.output is None:
+        return failed(found.record, call.out())
+    return answer(answered.embeddings(found.record.model, found.output, found.record.usage), 200, call.out())
+
+
+@router.get("/v1/models/{alias}", include_in_schema=False)
+async def model(request: Request, alias: str) -> Response:
+    """One model of the catalogue."""
+    catalogue = edge(request).catalogue
+    for known in catalogue.models.values():
+        if alias in (known.alias, *known.adapters):
+            return answer(model_out(known, alias))
+    raise UnknownModel("served", alias, sorted(catalogue.models))
+
+
+class Call:
+    """The jobs that one request stands for, and how its caller stays with them."""
+
+    def __init__(self, here: Edge, request: Request, jobs: Sequence[tuple[JobSpec, Submitted]], stays: bool) -> None:
+        self.here = here
+        self.stays = stays  # whether the jobs outlive their caller
+        self.answered: Response | None = None
+        self._request = request
+        self._jobs = jobs
+        self._began = time.perf_counter()
+
+    @classmethod
+    async def made(cls, request: Request, bodies: list[dict[str, Any]]) -> Call:
+        """Submit the jobs; with `Prefer: respond-async` that is all, and the call is answered."""
+        here = edge(request)
+        preferences = headers.preferences(request.headers, here.settings.wait_max_s)
+        key = headers.idempotency_key(request.headers)
+        large = len(await request.body()) > here.settings.inline_bytes
+        # All are checked before the first is accepted.
+        specs = [await _spec(body, here) for body in bodies]
+        keys = [f"{key}#{number}" if key and number else key for number in range(len(specs))]
+        submits = (here.submitter.accept(spec, its_key, large) for spec, its_key in zip(specs, keys, strict=True))
+        jobs = list(zip(specs, await asyncio.gather(*submits), strict=True))
+        call = cls(here, request, jobs, stays=bool(key) or preferences.respond_async)
+        if preferences.respond_async:
+            record = await call.record()
+            out = {"Location": location(record.id), "Preference-Applied": "respond-async", **RETRY_AFTER}
+            call.answered = answer(record_out(record), 202, out)
+        return call
+
+    async def record(self) -> JobRecord:
+        """The record of the first job."""
+        return await self.here.accepted(*self._jobs[0])
+
+    def out(self) -> dict[str, str]:
+        """Headers of the answer."""
+        return {"openai-processing-ms": str(round(1000 * (time.perf_counter() - self._began)))}
+
+    async def results(self) -> list[StoredResult]:
+        """How the jobs ended. When the caller or this process goes first, they are cancelled unless they stay."""
+        try:
+            found = [await self._held(submitted.id) for _, submitted in self._jobs]
+        except asyncio.CancelledError:
+            await self.left()
+            raise
+        if all(one.record.terminal for one in found):
+            return found
+        await self.left()
+        raise StoreUnavailable(STOPPING)
+
+    async def left(self) -> None:
+        """The caller has gone, or has to come back."""
+        if not self.stays:
+            for _, submitted in self._jobs:
+                with contextlib.suppress(StoreUnavailable):
+                    await self.here.queue.cancel(submitted.id)
+
+    async def _held(self, job_id: str) -> StoredResult:
+        life_s = self.here.settings.default_ttl_s
+        return await follow.held(
+            self.here.results, job_id, life_s, self._request.receive, self.here.stopping, result=True
+        )
+
+    def events(self) -> AsyncGenerator[JobEvent]:
+        """The first job's events."""
+        return self.here.results.follow(self._jobs[0][1].id)
+
+    async def ended(self) -> StoredResult:
+        """How the first job ended, once it has."""
+        return await self.here.results.look(self._jobs[0][1].id)
+
+
+class ChunkStream(follow.Stream):
+    """An answer as it grows, in OpenAI's chunks."""
+
+    def __init__(self, call: Call, chunks: answered.ChatChunks | answered.TextChunks) -> None:
+        super().__init__(call.here.stopping, call.out())
+        self._call = call
+        self._chunks = chunks
+
+    async def forward(self, send: Send) -> None:
+        """Send the chunks of the job's events, then why it ended."""
+        started = False
+        async with contextlib.aclosing(self._call.events()) as events:
+            async for event in events:
+                if event.event != "token":
+                    continue
+                piece = self._chunks.token(event)
+                await send(_piece(piece if started else self._chunks.first() + piece))
+                started = True
+        found = await self._call.ended()
+        if _answers(found):
+            last = self._chunks.last(_output(found), found.record.usage)
+        else:
+            last = b"data: " + msgspec.json.encode(of_record(found.record)[1]) + b"\n\n"
+        await send(_piece((b"" if started else self._chunks.first()) + last + b"data: [DONE]\n\n"))
+
+    async def left(self) -> None:
+        """The reader has gone before the end."""
+        await self._call.left()
+
+
+def _piece(body: bytes) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    body = await json_body(request)
+    if isinstance(body, list):
+        raise MalformedBody("it is a list; an object is expected")
+    return body
+
+
+async def _spec(body: dict[str, Any], here: Edge) -> JobSpec:
+    spec = await here.submitter.spec_of(body)
+    if spec.kind != "generation" or "max_tokens" in spec.params:
+        return spec
+    model = here.catalogue.get(spec.kind, spec.model)
+    if model.engine not in LOCAL or "max_tokens" in model.defaults:
+        return spec
+    # OpenAI's default is all the room that there is: the engine cuts this to what the prompt leaves.
+    return msgspec.structs.replace(spec, params={**spec.params, "max_tokens": model.max_model_len})
+
+
+def _answers(found: StoredResult) -> bool:
+    return found.record.status in (State.COMPLETED, State.INCOMPLETE)
+
+
+def _output(found: StoredResult) -> dict[str, Any]:
+    output: dict[str, Any] = msgspec.json.decode(found.output or b"{}")
+    return output
