@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from common.jobs import JobEvent, JobRecord
 from producer.openai.asked import SERVED
+
+Usage = Mapping[str, Any]
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -34,7 +37,7 @@ def choices_of(output: dict[str, Any]) -> list[dict[str, Any]]:
     return output.get("choices") or [{"index": 0, **output}]
 
 
-def chat(head: Head, output: dict[str, Any], usage: dict[str, int] | None) -> dict[str, Any]:
+def chat(head: Head, output: dict[str, Any], usage: Usage | None) -> dict[str, Any]:
     """A chat completion."""
     choices = [
         {
@@ -50,7 +53,7 @@ def chat(head: Head, output: dict[str, Any], usage: dict[str, int] | None) -> di
 
 
 def completion(
-    head: Head, outputs: list[dict[str, Any]], usages: list[dict[str, int]], logprobs: bool
+    head: Head, outputs: list[dict[str, Any]], usages: Sequence[Usage | None], logprobs: bool
 ) -> dict[str, Any]:
     """A completion of one prompt or several, whose answers are numbered on."""
     answers = [one for output in outputs for one in choices_of(output)]
@@ -63,21 +66,23 @@ def completion(
         }
         for index, one in enumerate(answers)
     ]
-    total = {name: sum(usage[name] for usage in usages) for name in usages[0]} if usages and all(usages) else None
     document = {**head.document("text_completion"), "choices": choices}
-    return {**document, "usage": usage_of(total)} if total else document
+    known = [usage_of(usage) for usage in usages if usage]
+    if len(known) < len(usages):  # a hosted model does not always say
+        return document
+    return {**document, "usage": {name: sum(usage[name] for usage in known) for name in known[0]}}
 
 
-def usage_of(usage: dict[str, int]) -> dict[str, int]:
+def usage_of(usage: Usage) -> dict[str, int]:
     """The three counts that OpenAI has."""
-    return {name: usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens") if name in usage}
+    return {name: int(usage.get(name, 0)) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
 
 
-def embeddings(model: str, raw: msgspec.Raw, usage: dict[str, int] | None) -> dict[str, Any]:
+def embeddings(model: str, raw: msgspec.Raw, usage: Usage | None) -> dict[str, Any]:
     """Embeddings, of which each goes through as it is stored, numbers or base64."""
     vectors = msgspec.json.decode(raw, type=_Vectors).embeddings
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
-    counts = usage or {"prompt_tokens": 0, "total_tokens": 0}
+    counts = usage_of(usage or {})
     document = {"object": "list", "data": data, "model": model}
     return {**document, "usage": {name: counts[name] for name in ("prompt_tokens", "total_tokens")}}
 
@@ -111,7 +116,7 @@ class ChatChunks:
             delta["tool_calls"] = data["tool_calls"]
         return self._chunk(data.get("index", 0), delta, _chat_logprobs(data.get("logprobs")), None)
 
-    def last(self, output: dict[str, Any], usage: dict[str, int] | None) -> bytes:
+    def last(self, output: dict[str, Any], usage: Usage | None) -> bytes:
         """Why each answer ended and, if asked for, what it all took."""
         ends = [self._chunk(one["index"], {}, None, one["finish_reason"]) for one in choices_of(output)]
         if self._usage and usage:
@@ -146,7 +151,7 @@ class TextChunks:
         self._offsets[index] += len(text)
         return self._chunk(index, text, logprobs, None)
 
-    def last(self, output: dict[str, Any], usage: dict[str, int] | None) -> bytes:
+    def last(self, output: dict[str, Any], usage: Usage | None) -> bytes:
         """Why each answer ended and, if asked for, what it all took."""
         ends = [self._chunk(one["index"], "", None, one["finish_reason"]) for one in choices_of(output)]
         if self._whole_usage and usage:

@@ -69,7 +69,7 @@ async def completions(request: Request) -> Response:
     for one in found:
         if not _answers(one):
             return failed(one.record, call.out())
-    usages = [one.record.usage or {} for one in found]
+    usages = [one.record.usage for one in found]
     head = answered.Head.of(found[0].record, "cmpl")
     document = answered.completion(head, [_output(one) for one in found], usages, asked.logprobs is not None)
     return answer(document, 200, call.out())

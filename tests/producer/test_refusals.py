@@ -210,8 +210,8 @@ async def test_thousands_of_wrong_fields_make_a_short_answer(client: httpx.Async
 @pytest.mark.usefixtures("untouched")
 async def test_an_unknown_model_lists_the_known_ones(client: httpx.AsyncClient) -> None:
     problem = problem_of(await client.post("/v1/jobs", json=generation(model="nope")))
-    assert problem["known"] == ["echo", "words"]
-    assert "echo, words" in problem["detail"]
+    assert problem["known"] == ["echo", "words", "terse"]
+    assert "echo, words, terse" in problem["detail"]
 
 
 @pytest.mark.usefixtures("untouched")
