@@ -70,7 +70,7 @@ async def test_one_wrong_job_and_nothing_is_queued(client: httpx.AsyncClient) ->
     problem = problem_of(await client.post("/v1/jobs", json=jobs))
     assert problem["status"] == 422
     assert [entry["field"] for entry in problem["errors"]] == ["[1].model", "[1].n", "[2].model", "[3]"]
-    assert problem["errors"][2]["message"] == "allowed: echo, words"
+    assert problem["errors"][2]["message"] == "allowed: echo, words, terse"
 
 
 @pytest.mark.usefixtures("untouched")
