@@ -84,7 +84,8 @@ async def test_a_result_that_is_not_there_is_202(client: httpx.AsyncClient) -> N
     response = await client.get(f"/v1/jobs/{job_id}/result")
     assert (response.status_code, response.headers["retry-after"]) == (202, "1")
     assert response.json() == {
-        "id": job_id, "kind": "generation", "model": "echo", "status": "queued", "output": None, "usage": None, "error": None,
+        "id": job_id, "kind": "generation", "model": "echo", "status": "queued", "output": None, "usage": None,
+        "error": None,
     }  # fmt: skip
 
 
@@ -96,8 +97,8 @@ async def test_a_result_has_what_the_worker_made(client: httpx.AsyncClient, work
     response = await client.get(f"/v1/jobs/{job_id}/result")
     assert response.status_code == 200
     assert response.json() == {
-        "id": job_id, "kind": "embedding", "model": "vectors", "status": "completed", "output": output, "usage": {"total_tokens": 3},
-        "error": None,
+        "id": job_id, "kind": "embedding", "model": "vectors", "status": "completed", "output": output,
+        "usage": {"total_tokens": 3}, "error": None,
     }  # fmt: skip
 
 
