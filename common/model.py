@@ -88,10 +88,10 @@ class Model:
         """The engine's arguments: those of the preset, over them the entry's own keys, over them `options`."""
         own = {name: self._near(name) for name in ENGINE_KEYS if getattr(self, name) is not None}
         preset = PRESETS.get(self.preset or "", {})
-        merged = {**preset, **own, **self.options}
+        merged = {**preset, **own}
         if "kv_cache_memory_bytes" in self.options:  # the exact size takes the place of the preset's share
             merged.pop("gpu_memory_utilization", None)
-        return merged
+        return {**merged, **self.options}
 
     @property
     def share(self) -> float:

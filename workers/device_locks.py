@@ -79,20 +79,21 @@ class DeviceLocks:
         """Use `folder`, or this user's own; raises SettingsInvalid when it cannot be used."""
         self.folder = _own_folder() if folder is None else _given_folder(folder)
 
-    def take(self, among: Sequence[int], count: int, share: float, queue: str) -> Hold | None:
-        """Hold `share` of `count` of these devices, those with the most left; None when so many are not free.
+    def take(self, among: Sequence[int], count: int, share: float, queue: str) -> Hold | list[Holder]:
+        """Hold `share` of `count` of these devices, those with the most left; else who holds what.
 
         Raises GateBusy when it must be asked again in a moment.
         """
         with self._locked(GATE):
             left = dict.fromkeys(among, 1.0)
-            for holder in self._holders():
+            holders = self._holders()
+            for holder in holders:
                 for device in holder.devices:
                     if device in left:
                         left[device] -= holder.share
             free = [device for device in among if fits(1 - left[device], share)]
             if len(free) < count:
-                return None
+                return holders
             chosen = sorted(free, key=lambda device: -round(left[device], 6))[:count]
             return self._hold(Holder(os.getpid(), queue, tuple(sorted(chosen)), share))
 

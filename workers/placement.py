@@ -196,14 +196,13 @@ async def _held(locks: DeviceLocks, candidates: list[Device], model: Model, wait
     said, said_at = "", 0.0
     while True:
         try:
-            hold = locks.take(indices, model.gpu_count, model.share, model.queue)
-            holders = [] if hold is not None else locks.holders()
+            taken = locks.take(indices, model.gpu_count, model.share, model.queue)
         except GateBusy:
             await asyncio.sleep(GATE_PAUSE_S)
             continue
-        if hold is not None:
-            return hold
-        why = f"{_need(model)}; {_taken(candidates, holders, model.share)}"
+        if isinstance(taken, Hold):
+            return taken
+        why = f"{_need(model)}; {_taken(candidates, taken, model.share)}"
         if not wait:
             raise SettingsInvalid(f"{why}. It was not to wait for them")
         if why != said or time.monotonic() - said_at > SAY_AGAIN_S:

@@ -30,7 +30,8 @@ def locks(tmp_path: Path) -> DeviceLocks:
 
 
 def take(locks: DeviceLocks, share: float, count: int = 1, among: tuple[int, ...] = (0, 1)) -> Hold | None:
-    return locks.take(among, count, share, "generation:a")
+    taken = locks.take(among, count, share, "generation:a")
+    return taken if isinstance(taken, Hold) else None
 
 
 def test_the_gpu_with_the_most_left_is_taken(locks: DeviceLocks) -> None:
@@ -46,7 +47,7 @@ def test_shares_fit_up_to_a_whole_gpu_without_rounding(locks: DeviceLocks) -> No
 def test_several_gpus_are_taken_at_once_or_not_at_all(locks: DeviceLocks) -> None:
     one = take(locks, 1.0, among=(0,))
     assert one is not None
-    assert take(locks, 1.0, count=2) is None
+    assert locks.take((0, 1), 2, 1.0, "generation:b") == [one.holder]
     assert locks.holders() == [one.holder]
     one.release()
     both = take(locks, 1.0, count=2)

@@ -108,6 +108,10 @@ async def test_a_gpu_that_others_have_filled_is_passed_over_and_refused_with_num
     smi.write_text("0, NVIDIA L4, 23034, 1024\n1, NVIDIA L4, 23034, 22000\n")  # noqa: ASYNC240
     placement = await place(model(), settings(tmp_path))
     assert placement.device == "GPU 1 (NVIDIA L4)"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    async with asyncio.timeout(10):  # GPU 1 is held: it does not wait for it with a full card at hand
+        with pytest.raises(SettingsInvalid, match=r"of GPU 0 \(NVIDIA L4\), which has 1.0 GiB"):
+            await place(model(), settings(tmp_path))
     placement.leave()
     message = await asyncio.to_thread(refusal, model(), settings(tmp_path, device="0"))
     assert "m needs 20.7 GiB (gpu_memory_utilization 0.92 (gpu_share 1)) of GPU 0 (NVIDIA L4)" in message
@@ -196,12 +200,18 @@ def test_vllm_is_told_its_share_and_its_gpus_and_what_the_catalogue_says_wins() 
     def options(simulated: bool = False, **values: Any) -> dict[str, Any]:
         asked = model(**values)
         held = [Device(0, "L4", GIB, GIB, simulated)]
-        return for_engine(asked, Placement("GPU 0", asked.share, held)).options
+        fitted = for_engine(asked, Placement("GPU 0", asked.share, held))
+        assert fitted.engine_options.items() >= fitted.options.items()
+        return fitted.options
 
     assert options() == {"gpu_memory_utilization": 0.92}
     assert options(gpu_share=0.4) == {"gpu_memory_utilization": 0.368}
     assert options(gpu_share=0.5, preset="small-gpu") == {"gpu_memory_utilization": 0.425}
     assert options(gpu_share=0.5, options={"gpu_memory_utilization": 0.3}) == {"gpu_memory_utilization": 0.3}
+    assert options(gpu_share=0.5, preset="latency", options={"kv_cache_memory_bytes": GIB}) == {
+        "gpu_memory_utilization": 0.46,
+        "kv_cache_memory_bytes": GIB,
+    }
     assert options(simulated=True, tensor_parallel=2, pipeline_parallel=3) == {
         "tensor_parallel_size": 2,
         "pipeline_parallel_size": 3,
