@@ -30,7 +30,7 @@ class Transcript:
         self.task: str = params.get("task") or "transcribe"
         self.temperature: float = params.get("temperature") or 0.0
         self.segments = list(emitted)
-        self._resumed = emitted[-1] if emitted else None
+        self._resumed = [one for one in emitted if one["seek"] == emitted[-1]["seek"]]
         self.language: str | None = emitted[-1]["language"] if emitted else params.get("language")
 
     @property
@@ -56,17 +56,20 @@ class Transcript:
     def take(self, heard: Heard) -> list[Shown]:
         """Add a chunk; returns its segments that are new."""
         self.language = heard.language
-        new = [segment for segment in heard.segments if self._is_new(heard.seek, segment)]
         shown = []
-        for segment in new:
+        for segment in self._new(heard):
             self.segments.append(self._shown(heard, segment))
             shown.append(self.segments[-1])
         return shown
 
-    def _is_new(self, seek: int, segment: Segment) -> bool:
-        # By time and not by number: a chunk that is heard again in other company may be cut a little differently.
-        last = self._resumed
-        return last is None or last["seek"] != seek or segment.start >= float(last["end"]) - SAME_S
+    def _new(self, heard: Heard) -> list[Segment]:
+        known = self._resumed
+        if not known or heard.seek != known[0]["seek"]:
+            return heard.segments
+        if [_name(one) for one in heard.segments[: len(known)]] == [_name(one) for one in known]:
+            return heard.segments[len(known) :]
+        # Heard again in other company, a chunk may be cut a little differently: then its time says what is new.
+        return [one for one in heard.segments if one.start >= float(known[-1]["end"]) - SAME_S]
 
     def _shown(self, heard: Heard, segment: Segment) -> Shown:
         first = not self.segments
@@ -109,6 +112,12 @@ class Transcript:
             without = ("words", "language")
             parts["segments"] = [{k: v for k, v in one.items() if k not in without} for one in self.segments]
         return parts
+
+
+def _name(one: Segment | Shown) -> tuple[float, float, str]:
+    if isinstance(one, Segment):
+        return one.start, one.end, one.text.strip()
+    return one["start"], one["end"], one["text"].strip()
 
 
 def srt(segments: list[Shown]) -> str:

@@ -106,6 +106,15 @@ def test_a_chunk_that_is_heard_again_a_little_differently_doubles_no_words() -> 
     assert [one["text"] for one in resumed.take(again)] == [" A <b> & more."]
 
 
+def test_segments_without_length_come_once_too() -> None:
+    chunk = heard(0, segment(0.0, 2.0, " a"), segment(2.0, 2.0, " b"), segment(2.0, 2.0, " c"), segment(2.0, 2.0, " d"))
+    whole = filled([chunk])
+    for shown in range(5):
+        assert [one["text"] for one in Transcript({}, whole.segments[:shown], 2.0).take(chunk)] == [
+            one["text"] for one in whole.segments[shown:]
+        ]
+
+
 def test_segments_of_one_run_that_overlap_are_all_kept() -> None:
     chunk = heard(0, segment(0.0, 2.0, " one"), segment(1.0, 3.0, " two"))
     assert [one["text"] for one in filled([chunk]).segments] == ["one", " two"]
