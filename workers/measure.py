@@ -7,6 +7,7 @@ import contextlib
 import os
 import statistics
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from common.settings import load_settings
 from workers.devices import list_devices
 from workers.engines import embedding_engine, generation_engine
 from workers.engines.protocol import EmbeddingEngine, GenerationEngine, GenerationRequest
+from workers.placement import leave, settle
 
 PROMPT = "Describe in your own words how a queue hands out work, number {}: "
 AT_ONCE = 16  # prompts, or as many as the model has slots
@@ -25,10 +27,22 @@ MIB = 1 << 20
 
 
 def measure(model: Model) -> dict[str, Any]:
-    """Load the model, use it for some seconds; returns figures by name (`_s` seconds, `_ms` milliseconds)."""
+    """Load the model, use it for some seconds; returns figures by name (`_s` seconds, `_ms` milliseconds).
+
+    Raises SettingsInvalid while workers hold the GPUs that it needs.
+    """
     import uvloop
 
-    return uvloop.run(_generation(model) if model.kind == "generation" else _embedding(model))
+    return uvloop.run(_placed(model, _generation if model.kind == "generation" else _embedding))
+
+
+async def _placed(model: Model, run: Callable[[Model], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    ctx: dict[str, Any] = {}
+    fitted = await settle(ctx, model, load_settings(device_wait=False))
+    try:
+        return {"device": ctx["device"], **await run(fitted)}
+    finally:
+        leave(ctx)
 
 
 async def _generation(model: Model) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from common.errors import SettingsInvalid
 from common.model import Model
 from common.settings import Settings
 from workers.devices import GIB
+from workers.engines.checks import problems
 from workers.engines.memory import Need, advice, need
 from workers.placement import place
 
@@ -122,6 +123,18 @@ def test_a_model_that_cannot_fit_is_refused_before_it_waits_or_loads_with_number
     assert "on each of 2 GPUs" in refusal(model(folder, tensor_parallel=2), "0:8GiB,1:8GiB", tmp_path / "locks")
     embedder = model(folder, engine="sentence-transformers")
     assert "gpu_share 0.2 gives it" in refusal(embedder, "0:24GiB", tmp_path / "locks")
+
+
+def test_models_check_tells_it_too_unless_a_card_of_the_node_is_large_enough(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = model(folder, engine="sentence-transformers", gpu_share=1)
+    monkeypatch.setenv("JARVIS_DEVICES", "0:8GiB,1:12GiB")
+    (told,) = problems(embedder)
+    assert "needs 16.0 GiB" in told
+    assert "GPU 1" in told
+    monkeypatch.setenv("JARVIS_DEVICES", "0:8GiB,1:24GiB")
+    assert problems(embedder) == []
 
 
 async def test_the_card_that_is_large_enough_is_taken(
