@@ -65,6 +65,9 @@ FIELDS: dict[str, Key] = {
     "default_prompt": Key(str, engines=ENGINES["embedding"]),
     # Sizes that the vectors may be cut to (Matryoshka), by a job's `dimensions`.
     "dimensions": Key(list, engines=ENGINES["embedding"]),
+    "tool_parser": Key(str, engines=("vllm",)),
+    "reasoning_parser": Key(str, engines=("vllm",)),
+    "vision": Key(bool, engines=("vllm",)),
     "defaults": Key(dict),
     "options": Key(dict),
     "fallback": Key(list),
@@ -73,7 +76,7 @@ FIELDS: dict[str, Key] = {
 }
 COST: dict[str, Types] = {"currency": str, "input": NUMBER, "output": NUMBER, "audio_minute": NUMBER}
 #: Keys that reach the engine under the same name, as if they stood among the options.
-ENGINE_KEYS = ("revision", "dtype", "quantization", "kv_cache_dtype", "tokenizer", "hf_config_path")
+ENGINE_KEYS = ("revision", "dtype", "quantization", "kv_cache_dtype", "tokenizer", "hf_config_path", "reasoning_parser")
 #: Engine arguments that are not for `options`, with the key that sets them.
 SET_BY_KEY = {
     "model": "weights",

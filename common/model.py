@@ -60,6 +60,9 @@ class Model:
     fallback: tuple[str, ...] = ()  # aliases whose workers may run this one's jobs, in this order
     fallback_after_s: float = 30.0  # when the jobs of a live queue have waited so long, for each place in the chain
     cost: Cost | None = None
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    vision: bool = False
     #: file:line of each key, by its name; of what stands in a table by `<table>.<name>`.
     places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 

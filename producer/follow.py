@@ -124,8 +124,10 @@ def encoded(event: JobEvent) -> bytes:
 
 
 def _shown(event: JobEvent) -> dict[str, Any]:
+    if event.event != "token":
+        return event.data
     # Token ids are the workers' own business: they let another one go on.
-    return {"text": event.data["text"]} if event.event == "token" else event.data
+    return {name: value for name, value in event.data.items() if name != "ids"}
 
 
 async def _gone(receive: Receive) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from common.catalogue import Model
 from common.errors import InvalidField, SettingsInvalid
 from common.model import HUB_ID
+from producer.conversation import texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,10 +36,10 @@ class Prompts:
         room = model.max_model_len
         if max_tokens is not None and max_tokens >= room:
             raise InvalidField("params.max_tokens", max_tokens, f"1 to {room - 1} for the model {model.alias}")
-        field, texts = ("input.prompt", [asked["prompt"]]) if "prompt" in asked else _contents(asked)
-        if _surely_fits(texts, room - (max_tokens or 1)):
+        field, given = ("input.prompt", [asked["prompt"]]) if "prompt" in asked else _contents(asked)
+        if _surely_fits(given, room - (max_tokens or 1)):
             return
-        count = await self.count(model, texts)
+        count = await self.count(model, given)
         if count >= room:
             raise InvalidField(
                 field, f"{count} tokens or more", f"at most {room - 1} tokens for the model {model.alias}"
@@ -92,7 +93,7 @@ def _surely_fits(texts: list[str], room: int) -> bool:
 
 
 def _contents(asked: dict[str, Any]) -> tuple[str, list[str]]:
-    return "input.messages", [message["content"] for message in asked["messages"]]
+    return "input.messages", [text for message in asked["messages"] for text in texts(message.get("content"))]
 
 
 def _count(tokenizer: Tokenizer, texts: list[str]) -> int:

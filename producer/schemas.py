@@ -25,6 +25,9 @@ from pydantic import (
 
 from common.languages import LANGUAGES
 from common.states import State
+from producer.conversation import Message
+from producer.strict import Strict
+from producer.structure import CHOICES, TOOL_CHOICE, Choices, ResponseFormat, Tool, ToolChoice
 
 MONTH_S = 30 * 86_400
 SEED_MAX = 2**63 - 1
@@ -70,12 +73,6 @@ Moment = Annotated[float, BeforeValidator(_moment, json_schema_input_type=float 
 Stops = Annotated[str | list[str], PlainValidator(_stops, json_schema_input_type=str | list[str])]
 
 
-class Strict(BaseModel):
-    """No conversion, no unknown fields; null is the same as leaving a field out."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
 Key = Annotated[str, Field(min_length=1, max_length=64)]
 Value = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[Key, Value], Field(max_length=16)]
@@ -118,13 +115,6 @@ class JobRequest(Strict):
         if self.delay_s is not None and self.run_at is not None:
             raise ValueError("delay_s and run_at exclude each other")
         return self
-
-
-class Message(Strict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
 
 
 class GenerationInput(Strict):
@@ -172,6 +162,29 @@ class GenerationParams(Strict):
     repetition_penalty: float | None = Field(None, gt=0, le=2, description="Above 1: against repetition.")
     seed: int | None = Field(None, ge=0, le=SEED_MAX, description="Makes sampling repeatable.")
     stop: Stops | None = Field(None, description="Up to 4 texts of at most 64 characters that end the answer.")
+    n: int | None = Field(
+        None, ge=1, le=8, description="So many answers, as `choices`; more than 1 needs a temperature above 0."
+    )
+    logprobs: bool | None = Field(None, description="Tell the log probability of each token.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="With logprobs: those of so many likeliest tokens at each place, too."
+    )
+    response_format: ResponseFormat | None = Field(
+        None, description="JSON of a schema or any JSON object instead of text."
+    )
+    regex: str | None = Field(None, min_length=1, max_length=4096, description="The answer matches this as a whole.")
+    choice: Choices | None = Field(None, description=f"The answer is one of {CHOICES}.")
+    grammar: str | None = Field(
+        None, min_length=1, max_length=65_536, description="The answer is of this grammar (EBNF or Lark)."
+    )
+    tools: list[Tool] | None = Field(
+        None, min_length=1, max_length=128, description="Functions the model may call; only with input.messages."
+    )
+    tool_choice: ToolChoice | None = Field(
+        None, validate_default=True, description=f"With tools: {TOOL_CHOICE}; auto if left out."
+    )
+
+    parallel_tool_calls: bool | None = Field(None, description="False: one call at most.")
 
     @field_validator("min_tokens")
     @classmethod
@@ -180,6 +193,48 @@ class GenerationParams(Strict):
         if value and value > (most or 1):
             raise ValueError(f"at most max_tokens, which is {most}" if most else "only together with max_tokens")
         return value
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _with_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs"):
+            raise ValueError("only together with logprobs: true")
+        return value
+
+    @field_validator("regex", "choice", "grammar")
+    @classmethod
+    def _one_structure(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and (other := _structure(info.data)):
+            raise ValueError(f"not together with {other}: an answer has one structure")
+        return value
+
+    @field_validator("tools")
+    @classmethod
+    def _tools_apart(cls, value: list[Tool] | None) -> list[Tool] | None:
+        names = [tool.function.name for tool in value or []]
+        if len(set(names)) < len(names):
+            raise ValueError("two of them have the same name")
+        return value
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _of_the_tools(cls, value: Any, info: ValidationInfo) -> Any:
+        names = [tool.function.name for tool in info.data.get("tools") or []]
+        if value is not None and not names:
+            raise ValueError("only together with tools")
+        if isinstance(value, dict) and value["function"]["name"] not in names:
+            raise ValueError(f"no such tool; there are {', '.join(names)[:200]}")
+        if names and value != "none" and (other := _structure(info.data)):
+            raise ValueError(f"none, or without {other}: a tool's call and that exclude each other")
+        return value
+
+
+def _structure(params: dict[str, Any]) -> str | None:
+    """The name of the parameter, of those checked so far, that gives the answer a structure."""
+    wanted = params.get("response_format")
+    if wanted is not None and wanted.type != "text":
+        return "response_format"
+    return next((name for name in ("regex", "choice", "grammar") if params.get(name) is not None), None)
 
 
 class EmbeddingInput(Strict):
@@ -423,9 +478,10 @@ class ResultOut(BaseModel):
     model: str
     status: State
     output: dict[str, JsonValue] | None = Field(
-        description="generation: `text`, `finish_reason`; embedding: `embeddings`, `dimensions`, and in `truncated`"
-        " the index and tokens of each text that was cut; transcription: `text`, `language`, `duration` and what"
-        " `response_format` asks for.",
+        description="generation: `text`, `finish_reason` (stop, length, tool_calls), and as asked `choices`, "
+        "`tool_calls`, `logprobs`, `reasoning`; embedding: `embeddings`, `dimensions`, and in `truncated` the index and"
+        " tokens of each text that was cut; transcription: `text`, `language`, `duration` and what `response_format`"
+        " asks for.",
         examples=[
             {"text": "durable.", "finish_reason": "stop"},
             {"embeddings": [[0.1, -0.2]], "dimensions": 2},

@@ -19,6 +19,7 @@ from common.jobs import JobSpec, Submitted
 from common.queue import Key, Queue
 from common.settings import Settings
 from producer import embed_params
+from producer.abilities import Abilities
 from producer.explain import invalid_body
 from producer.gather import Gathering
 from producer.prompt import Prompts
@@ -34,6 +35,7 @@ class Submitter:
         self.catalogue = catalogue
         self.settings = settings
         self.prompts = Prompts()
+        self.abilities = Abilities()
         self._gathered: defaultdict[str, Gathering] = defaultdict(lambda: Gathering(queue))
 
     async def submit(
@@ -92,6 +94,7 @@ class Submitter:
             # Whichever model of the chain runs the job must be able to do all that it asks for.
             for one in self.catalogue.chain(model):
                 _check_params(model, one, params)
+                self.abilities.check(one, asked, params)
                 await self.prompts.check(one, asked, params.get("max_tokens"))
         elif request.kind == "embedding":
             await embed_params.check(model, asked["texts"], params, self.prompts)

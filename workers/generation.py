@@ -1,11 +1,14 @@
-"""The job function of `generation`: one prompt to one text, streamed while it grows.
+"""The job function of `generation`: one prompt to one answer or several, streamed while they grow.
 
 What a delivery has emitted is a commitment. A job that is delivered again goes on from the emitted tokens, so
-that the texts of all its token events, put together, are always the text of its result.
+that the texts of all its token events, put together, are always the text of its result. That holds for whatever was
+asked: each of several answers (`n`) is a request of its own in the engine and goes on by itself; a structured answer's
+grammar is led over the emitted tokens before it goes on; reasoning and tool calls are read again from them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import aclosing
@@ -17,14 +20,15 @@ from common.cost import priced
 from common.errors import EngineDead, JobFailed
 from common.jobs import ClaimedJob, JobResult, JobSpec, Priority
 from common.settings import Settings, load_settings
+from workers.answer import Answer, DetailedAnswer, result
 from workers.engines import generation_engine
-from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest, Measured
+from workers.engines.protocol import GenerationRequest, Measured
 from workers.engines.revival import Revival
 from workers.placement import leave, loading, settle
 
 log = logging.getLogger("jarvis.generation")
 
-DEFAULT_MAX_TOKENS = 256
+SEEDS = 2**63
 SAMPLING = (
     "min_tokens",
     "ignore_eos",
@@ -37,8 +41,10 @@ SAMPLING = (
     "repetition_penalty",
     "seed",
 )
-
-
+#: Beside `response_format`: what an answer must match. One at most, which the edge checks.
+CONSTRAINTS = ("regex", "choice", "grammar")
+#: What makes an answer more than a text. The reasoning that a model's parser finds needs no asking.
+DETAILS = ("logprobs", "tools")
 # The engine's own scheduler takes lower numbers first, and gives up higher ones when memory runs out.
 PRIORITIES: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
 
@@ -48,26 +54,57 @@ async def generation(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
     spec = job.spec
     params = {**ctx["model"].defaults, **spec.params}
     emitted = await ctx["emitted"](job) if job.claims > 1 else []
-    answer = Answer(params, emitted)
+    answers = _answers(ctx["model"], params, emitted)
     try:
         await ctx["revival"].ready()
-        await _run(ctx, job, answer, _request(spec, params, answer))
+        if len(answers) == 1:
+            await _run(ctx, job, job.id, answers[0], _request(spec, params, answers[0]))
+        else:
+            await _run_all(ctx, job, spec, answers, params)
     except EngineDead as death:
         ctx["revival"].begin()
         raise JobFailed("engine_died", str(death), retryable=True) from death
-    return priced(ctx["model"].cost, answer.result())
+    return priced(ctx["model"].cost, result(answers))
 
 
-async def _run(ctx: dict[str, Any], job: ClaimedJob, answer: Answer, request: GenerationRequest) -> None:
+def _answers(model: Model, params: dict[str, Any], emitted: list[dict[str, Any]]) -> list[Answer]:
+    count = params.get("n") or 1
+    if count > 1:
+        return [DetailedAnswer(params, emitted, index) for index in range(count)]
+    if model.reasoning_parser or any(params.get(name) for name in DETAILS):
+        return [DetailedAnswer(params, emitted)]
+    return [Answer(params, emitted)]
+
+
+async def _run(
+    ctx: dict[str, Any], job: ClaimedJob, request_id: str, answer: Answer, request: GenerationRequest
+) -> None:
     emit = ctx["emit"]
     # aclosing: whatever ends this block (a stop string, a cancel, a failed emit) aborts the request in the engine.
-    async with aclosing(ctx["engine"].generate(job.id, request)) as deltas:
+    async with aclosing(ctx["engine"].generate(request_id, request)) as deltas:
         async for delta in deltas:
-            if text := answer.take(delta):
-                await emit(job, "token", answer.event(text))
+            if event := answer.take(delta):
+                await emit(job, "token", event)
             if answer.finish_reason is not None:
                 return
     raise EngineDead("the engine ended an answer without a reason")
+
+
+async def _run_all(
+    ctx: dict[str, Any], job: ClaimedJob, spec: JobSpec, answers: list[Answer], params: dict[str, Any]
+) -> None:
+    """Several answers at once; what ends one of them badly ends the others."""
+    runs = []
+    for index, answer in enumerate(answers):
+        seed = None if params.get("seed") is None else (params["seed"] + index) % SEEDS  # as vLLM's own server does
+        request = _request(spec, {**params, "seed": seed}, answer)
+        runs.append(asyncio.create_task(_run(ctx, job, f"{job.id}-{index}", answer, request)))
+    try:
+        await asyncio.gather(*runs)
+    finally:
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
 
 
 def _request(spec: JobSpec, params: dict[str, Any], answer: Answer) -> GenerationRequest:
@@ -81,97 +118,21 @@ def _request(spec: JobSpec, params: dict[str, Any], answer: Answer) -> Generatio
         resume_ids=answer.resumed_ids,
         adapter=spec.model if spec.base else None,
         priority=PRIORITIES[spec.priority],
+        structured=_structured(params),
+        logprobs=(params.get("top_logprobs") or 0) if params.get("logprobs") else None,
+        tools=params.get("tools"),
+        tool_choice=params.get("tool_choice"),
+        parallel_tool_calls=params.get("parallel_tool_calls") is not False,
     )
 
 
-class Answer:
-    """A text as it grows out of deltas, cut at a stop string, from where an earlier delivery left it."""
-
-    def __init__(self, params: dict[str, Any], emitted: list[dict[str, Any]]) -> None:
-        self.max_tokens: int = params.get("max_tokens") or DEFAULT_MAX_TOKENS
-        self.finish_reason: FinishReason | None = None
-        self.resumed_text = "".join(event["text"] for event in emitted)
-        # An upstream tells no ids: what it began is known by its text alone.
-        known = all("ids" in event for event in emitted)
-        self.resumed_ids = [token for event in emitted for token in event["ids"]] if known else []
-        stop = params.get("stop") or []
-        self.stop: list[str] = [stop] if isinstance(stop, str) else stop
-        self._texts = [self.resumed_text]
-        self._resuming = bool(self.resumed_text)
-        self._stop = StopStrings(self.stop)
-        self._ids: list[int] = []
-        self._prompt_tokens = 0
-        self._completion_tokens = len(self.resumed_ids)
-        self._usage: dict[str, int] | None = None
-
-    def take(self, delta: GenerationDelta) -> str:
-        """Add one step; returns the text that can be shown now, which may be empty."""
-        self._prompt_tokens = delta.prompt_tokens
-        self._usage = delta.usage
-        self._completion_tokens += len(delta.token_ids)
-        self._ids += delta.token_ids
-        text = self._stop.pass_on(delta.text, last=delta.finish_reason is not None)
-        self.finish_reason = "stop" if self._stop.met else delta.finish_reason
-        if self._resuming:
-            text = self._not_shown_yet(text)
-        self._texts.append(text)
-        return text
-
-    def event(self, text: str) -> dict[str, Any]:
-        """A token event; ids of tokens without text go along with the next text. An upstream tells no ids."""
-        if self._usage is not None:
-            return {"text": text}
-        ids, self._ids = self._ids, []
-        return {"text": text, "ids": ids}
-
-    def result(self) -> JobResult:
-        """The whole answer; incomplete when the model's context ended it before the caller's limit."""
-        usage = self._counted() if self._usage is None else dict(self._usage)
-        if usage:
-            usage["total_tokens"] = sum(usage.values())
-        output = {"text": "".join(self._texts), "finish_reason": self.finish_reason}
-        cut = self.finish_reason == "length" and usage.get("completion_tokens", self.max_tokens) < self.max_tokens
-        return JobResult(output, {**usage}, incomplete=cut)
-
-    def _counted(self) -> dict[str, int]:
-        return {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._completion_tokens}
-
-    def _not_shown_yet(self, replayed: str) -> str:
-        # The first delta of a resumed answer repeats the text of the resumed tokens. It can reach further than
-        # what was shown: the earlier delivery may have held back the start of a stop string.
-        self._resuming = False
-        shown = self._texts[0]
-        return replayed[len(shown) :] if replayed.startswith(shown) else ""
-
-
-class StopStrings:
-    """Passes text on until a stop string comes, holding back only what may be the beginning of one."""
-
-    def __init__(self, stop: str | list[str]) -> None:
-        self.met = False
-        self._stop = [stop] if isinstance(stop, str) else stop
-        self._longest = max(map(len, self._stop), default=0)
-        self._held = ""
-
-    def pass_on(self, text: str, last: bool) -> str:
-        """The text that is certainly before any stop string; with `last`, everything that is left."""
-        if not self._stop:
-            return text
-        text = self._held + text
-        ends = [(found + len(stop), found) for stop in self._stop if (found := text.find(stop)) >= 0]
-        if ends:
-            self.met, self._held = True, ""
-            # The one that is complete first wins, as if the text had come character by character.
-            return text[: min(ends)[1]]
-        held = 0 if last else self._possible_start(text)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
-
-    def _possible_start(self, text: str) -> int:
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stop):
-                return length
-        return 0
+def _structured(params: dict[str, Any]) -> dict[str, Any] | None:
+    wanted = params.get("response_format") or {"type": "text"}
+    if wanted["type"] == "json_schema":
+        return {"json": wanted["json_schema"]["schema"]}
+    if wanted["type"] == "json_object":
+        return {"json_object": True}
+    return {name: params[name] for name in CONSTRAINTS if params.get(name) is not None} or None
 
 
 async def on_startup(ctx: dict[str, Any]) -> None:

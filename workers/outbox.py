@@ -27,6 +27,7 @@ WRITE_BATCH = 500
 #: Events of a job that nobody reads as they come wait so long for each other. Who comes later reads them all; a worker
 #: that dies takes with it what only waited, and the next one makes it again.
 UNREAD_S = 0.25
+MERGED = {"text", "ids", "index"}
 
 
 class Outbox:
@@ -72,6 +73,8 @@ class Outbox:
         """Add tokens to the job's last event, when that is one of tokens and still waits to be written."""
         event = self._growing.get(job.lease)
         if event is None:
+            return False
+        if (len(data) > 2 or len(event.data) > 2) and not _extended(event.data, data):
             return False
         event.data["text"] += data["text"]
         if "ids" in data:
@@ -128,6 +131,15 @@ class Outbox:
     def _ring(self) -> None:
         self._alarm = None
         self._something.set()
+
+
+def _extended(grown: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Add what is more than text and ids, unless it is of another one of the job's answers."""
+    if grown.get("index") != data.get("index"):
+        return False
+    for detail in data.keys() - MERGED:
+        grown[detail] = grown[detail] + data[detail] if detail in grown else data[detail]
+    return True
 
 
 async def patiently(call: Callable[..., Awaitable[Any]], *args: Any) -> Any:

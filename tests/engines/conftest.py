@@ -130,7 +130,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(tiny_folder: Path) -> Model:
     """It as an entry of the catalogue."""
     options = {"enforce_eager": True, "kv_cache_memory_bytes": 64 * 1024 * 1024}
-    return Model("tiny", "generation", "vllm", str(tiny_folder), CONTEXT, 64, options=options)
+    return Model("tiny", "generation", "vllm", str(tiny_folder), CONTEXT, 64, options=options, tool_parser="hermes")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -38,6 +38,15 @@ async def test_a_finished_job_tells_all_its_events(client: httpx.AsyncClient, wo
     assert [event.data for event in events[2:5]] == [{"text": "A"}, {"text": " job\n"}, {"text": " \u2028waits"}]
 
 
+async def test_a_token_event_tells_all_but_the_tokens_ids(client: httpx.AsyncClient, worker: PlayedWorker) -> None:
+    job_id = await submitted(client)
+    job = await worker.claim()
+    await worker.emit(job, "token", {"text": "", "ids": [1], "index": 1, "reasoning": "so"})
+    await worker.finish(job, {"text": ""})
+    tokens = [event.data for event in await read_all(client, job_id) if event.event == "token"]
+    assert tokens == [{"text": "", "index": 1, "reasoning": "so"}]
+
+
 async def test_the_stream_is_declared_so_that_nobody_holds_it_back(
     client: httpx.AsyncClient, worker: PlayedWorker
 ) -> None:

@@ -30,6 +30,30 @@ def words(count: int, max_tokens: int | None = None) -> dict[str, Any]:
     return asked | ({} if max_tokens is None else {"params": {"max_tokens": max_tokens}})
 
 
+def schema(value: Any) -> dict[str, Any]:
+    return {"json_schema": {"name": "x", "schema": value}}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    return {"items": nested(levels - 1)} if levels else {}
+
+
+def tool(**changes: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "add", **changes}}
+
+
+def turns(*messages: Any) -> dict[str, Any]:
+    return generation(input={"messages": list(messages)})
+
+
+def picture(url: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+
+
+SCHEMA = "params.response_format.json_schema.schema"
+TOOL = tool(parameters={"type": "object", "properties": {"a": {"type": "integer"}}})
+CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+
 FIELDS: list[tuple[Any, int, str]] = [
     (generation(kind="magic"), 422, "kind"),
     (generation(kind=7), 422, "kind"),
@@ -77,7 +101,49 @@ FIELDS: list[tuple[Any, int, str]] = [
     (params(stop=["x"] * 5), 422, "params.stop"),
     (params(stop="x" * 65), 422, "params.stop"),
     (params(stop=[""]), 422, "params.stop"),
-    (params(n=2), 422, "params.n"),
+    (params(n=9), 422, "params.n"),
+    (params(n=2, temperature=0), 422, "params.n"),
+    (params(top_logprobs=2), 422, "params.top_logprobs"),
+    (params(logprobs=True, top_logprobs=21), 422, "params.top_logprobs"),
+    (params(logprobs=3), 422, "params.logprobs"),
+    (params(response_format={"type": "xml"}), 422, "params.response_format.type"),
+    (params(response_format={"type": "json_schema"}), 422, "params.response_format.json_schema"),
+    (params(response_format={"type": "json_object", **schema({})}), 422, "params.response_format.json_schema"),
+    (params(response_format={"type": "json_schema", **schema({"type": "strange"})}), 422, SCHEMA),
+    (params(response_format={"type": "json_schema", **schema({"$ref": "http://x/y"})}), 422, SCHEMA),
+    (params(response_format={"type": "json_schema", **schema(nested(33))}), 422, SCHEMA),
+    (params(response_format={"type": "json_schema", **schema({"enum": ["x" * 70_000]})}), 422, SCHEMA),
+    (params(response_format={"type": "json_schema", **schema("object")}), 422, SCHEMA),
+    (params(response_format={"type": "json_object"}, regex="a"), 422, "params.regex"),
+    (params(regex="a", choice=["b"]), 422, "params.choice"),
+    (params(choice=["b"], grammar="root ::= 1"), 422, "params.grammar"),
+    (params(regex=""), 422, "params.regex"),
+    (params(regex="a" * 4097), 422, "params.regex"),
+    (params(choice=[]), 422, "params.choice"),
+    (params(choice=["a", "a"]), 422, "params.choice"),
+    (params(choice="a"), 422, "params.choice"),
+    (params(choice=["a" * 1025]), 422, "params.choice"),
+    (params(tools=[TOOL]), 422, "params.tools"),
+    (params(tools=[]), 422, "params.tools"),
+    (params(tools=[TOOL, TOOL]), 422, "params.tools"),
+    (params(tools=[{"type": "function", "function": {"name": "a b"}}]), 422, "params.tools[0].function.name"),
+    (params(tools=[tool(parameters={"type": 5})]), 422, "params.tools[0].function.parameters"),
+    (params(tool_choice="auto"), 422, "params.tool_choice"),
+    (params(tools=[TOOL], tool_choice="always"), 422, "params.tool_choice"),
+    (params(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "b"}}), 422, "params.tool_choice"),
+    (params(tools=[TOOL], regex="a"), 422, "params.tool_choice"),
+    (turns({"role": "user", "content": [{"type": "text"}]}), 422, "input.messages[0].content"),
+    (turns({"role": "user", "content": []}), 422, "input.messages[0].content"),
+    (turns({"role": "user", "content": [{"type": "text", "text": "a"}] * 65}), 422, "input.messages[0].content"),
+    (turns({"role": "system", "content": [{"type": "text", "text": "a"}]}), 422, "input.messages[0].content"),
+    (turns(picture("https://example.com/a.png")), 422, "input.messages[0].content"),
+    (turns(picture("data:image/svg+xml;base64,AAAA")), 422, "input.messages[0].content"),
+    (turns(picture("data:image/png;base64,not base64")), 422, "input.messages[0].content"),
+    (turns(picture("data:image/png;base64,AAAA")), 422, "input.messages[0].content"),  # echo has no vision
+    (turns({"role": "tool", "content": "1", "tool_call_id": ""}), 422, "input.messages[0].tool_call_id"),
+    (turns({"role": "user", "content": "1", "tool_call_id": "a"}), 422, "input.messages[0].tool_call_id"),
+    (turns({"role": "user", "content": "1", "tool_calls": [CALL]}), 422, "input.messages[0].tool_calls"),
+    (turns({"role": "assistant"}), 422, "input.messages[0].content"),
     (params(guided_regex="(a+)+$"), 422, "params.guided_regex"),
     (generation(params=[1]), 422, "params"),
     (words(16), 422, "input.prompt"),

@@ -52,6 +52,36 @@ async def test_a_conversation_is_accepted(client: httpx.AsyncClient, worker: Pla
     assert (await worker.claim()).spec.input == {"messages": messages}
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}},
+        {"response_format": {"type": "text"}, "regex": "[ab]{1,3}"},
+        {"choice": ["yes", "no"], "n": 8, "temperature": 1},
+        {"grammar": 'root ::= "a"', "logprobs": True, "top_logprobs": 20},
+        {"response_format": {"type": "json_object"}, "logprobs": True},
+    ],
+)
+async def test_what_an_answer_must_be_reaches_the_worker_as_it_was_asked(
+    client: httpx.AsyncClient, worker: PlayedWorker, params: dict[str, Any]
+) -> None:
+    response = await client.post("/v1/jobs", json={**GENERATION, "params": params})
+    assert response.status_code == 202, response.text
+    assert (await worker.claim()).spec.params == params
+
+
+async def test_a_conversation_with_a_tools_answer_is_accepted(client: httpx.AsyncClient, worker: PlayedWorker) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "What is"}, {"type": "text", "text": "1 + 1?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "2"},
+    ]
+    response = await client.post("/v1/jobs", json={**GENERATION, "input": {"messages": messages}})
+    assert response.status_code == 202, response.text
+    assert (await worker.claim()).spec.input == {"messages": messages}
+
+
 async def test_an_embedding_is_accepted(client: httpx.AsyncClient, worker: PlayedWorker) -> None:
     assert (await client.post("/v1/jobs", json={**EMBEDDING, "params": {"normalize": True}})).status_code == 202
     job = await PlayedWorker(worker.queue, "embedding:vectors").claim()

@@ -10,11 +10,13 @@ from common.catalogue import Model
 from common.errors import EngineDead, JobFailed
 from common.jobs import ClaimedJob, JobResult, Work
 from common.settings import load_settings
+from workers import answer as answer_module
 from workers import generation as module
+from workers.answer import Answer, StopStrings
 from workers.engines.fake_engine import FakeGenerationEngine
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
 from workers.engines.revival import Revival
-from workers.generation import Answer, StopStrings, generation
+from workers.generation import generation
 
 LONG = 10_000
 
@@ -157,6 +159,59 @@ async def test_a_stop_string_across_the_interruption_still_stops(cut: int) -> No
     again.events = bench.events[:cut]
     assert (await again.run(claimed(claims=2, stop="STOP"))).output == whole.output
     assert again.text == "abc"
+
+
+async def test_several_answers_stream_with_their_index_and_go_on_each_by_itself() -> None:
+    bench = Bench()
+    whole = await bench.run(claimed(n=3, seed=1))
+    choices = whole.output["choices"]
+    assert len({choice["text"] for choice in choices}) == 3
+    assert whole.usage == {"prompt_tokens": 3, "completion_tokens": 48, "total_tokens": 51}
+    for cut in (1, 20, 47):
+        again = Bench()
+        again.events = bench.events[:cut]
+        assert await again.run(claimed(claims=2, n=3, seed=1)) == whole
+        for choice in choices:
+            shown = [event["text"] for event in again.events if event["index"] == choice["index"]]
+            assert "".join(shown) == choice["text"]
+
+
+async def test_what_ends_one_of_several_answers_badly_ends_the_others() -> None:
+    bench = Bench(fake_model(tokens=LONG, delay_s=0.001))
+    task = bench.start(claimed(n=3))
+    await bench.until_events(6)
+    assert len(bench.engine.running) == 3
+    bench.engine.die()
+    with pytest.raises(JobFailed, match="engine_died"):
+        await task
+    assert not bench.engine.running
+
+
+@pytest.mark.parametrize(
+    ("params", "structured"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, {"json_object": True}),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}, {"json": {}}),
+        ({"regex": "a+"}, {"regex": "a+"}),
+        ({"choice": ["a", "b"]}, {"choice": ["a", "b"]}),
+        ({"grammar": "root ::= 1"}, {"grammar": "root ::= 1"}),
+    ],
+)
+async def test_the_engine_is_told_what_the_answer_must_be(params: Any, structured: Any) -> None:
+    engine = Scripted("a")
+    await Bench(engine=engine).run(claimed(**params))
+    assert engine.requests[0].structured == structured
+
+
+async def test_the_fake_engine_keeps_to_a_choice_and_tells_log_probabilities() -> None:
+    bench = Bench()
+    result = await bench.run(claimed(choice=["yes", "no"], logprobs=True, top_logprobs=1))
+    assert result.output["text"] in ("yes", "no")
+    assert "".join(entry["token"] for entry in result.output["logprobs"]) == result.output["text"]
+    with pytest.raises(JobFailed, match="invalid_request: the fake engine has no regex"):
+        await bench.run(claimed(regex="a"))
 
 
 async def test_tokens_without_text_go_along_with_the_next_text() -> None:
@@ -331,7 +386,7 @@ def test_text_is_held_back_only_while_it_may_begin_a_stop_string(
 
 
 def test_an_answer_without_parameters_has_the_default_limit() -> None:
-    assert Answer({}, []).max_tokens == module.DEFAULT_MAX_TOKENS
+    assert Answer({}, []).max_tokens == answer_module.DEFAULT_MAX_TOKENS
 
 
 async def test_ready_raises_engine_dead_when_there_is_no_way_back() -> None:

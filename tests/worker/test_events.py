@@ -48,6 +48,25 @@ async def test_events_are_numbered_in_order_between_the_states(place: Place) -> 
         assert events[-2].event == "progress"
 
 
+async def test_tokens_of_different_answers_never_become_one_event(place: Place) -> None:
+    async def work(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
+        for n in range(60):
+            data = {"text": "ab"[n // 20 % 2], "ids": [n], "index": n // 20 % 2, "logprobs": [n]}
+            await ctx["emit"](job, "token", data | ({"reasoning": "r"} if n % 2 else {}))
+        return JobResult({"text": "all"})
+
+    await place.worker(work)
+    job = await place.submit()
+    await place.ends([job])
+    tokens = [event.data for event in await place.results.events(job) if event.event == "token"]
+    assert len(tokens) < 60
+    for index, letter in enumerate("ab"):
+        ours = [data for data in tokens if data["index"] == index]
+        assert set("".join(data["text"] for data in ours)) == {letter}
+    assert [n for data in tokens for n in data["logprobs"]] == list(range(60))
+    assert "".join(data.get("reasoning", "") for data in tokens) == "r" * 30
+
+
 async def test_a_follower_sees_what_the_worker_emits_while_it_runs(place: Place) -> None:
     go = asyncio.Event()
 

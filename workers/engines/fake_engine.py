@@ -1,7 +1,8 @@
 """Fake engines: deterministic, instant or slow on purpose, for tests of everything around an engine.
 
-They run only where a catalogue entry says `engine = "fake"`. Token n of an answer depends on the prompt and n
-alone, so an answer that is interrupted and resumed is the same as one that was not.
+They run only where a catalogue entry says `engine = "fake"`. Token n of an answer depends on the prompt, the seed and n
+alone, so an answer that is interrupted and resumed is the same as one that was not. A `choice` is answered with one of
+the choices, and each token has a log probability of -1; any other structure is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.catalogue import Model
 from common.errors import EngineDead, JobFailed
@@ -88,19 +89,23 @@ class FakeGenerationEngine(_FakeEngine):
         room = self.model.max_model_len - prompt_tokens
         if room < 1:
             raise JobFailed("prompt_too_long", f"the prompt has {prompt_tokens} tokens, the model {room}")
-        end = min(self.tokens, request.max_tokens, room)
-        reason: FinishReason = "stop" if end == self.tokens else "length"
+        chosen = _chosen(request, prompt)
+        length = self.tokens if chosen is None else len(chosen)
+        end = min(length, request.max_tokens, room)
+        reason: FinishReason = "stop" if end == length else "length"
+        words = chosen or [self._text(prompt, n) for n in range(end)]
         done = len(request.resume_ids) or len(request.resume_text.split())
         self.running.add(request_id)
         try:
             await self._pause_at_start()
             if done:
-                text = "".join(self._text(prompt, n) for n in range(done))
+                text = "".join(words[:done])
                 yield GenerationDelta(text, [], reason if done >= end else None, prompt_tokens)
             for n in range(done, end):
                 await self._pause()
                 finish = reason if n == end - 1 else None
-                yield GenerationDelta(self._text(prompt, n), [self._id(prompt, n)], finish, prompt_tokens)
+                ids = [self._id(prompt, n)]
+                yield GenerationDelta(words[n], ids, finish, prompt_tokens, logprobs=_logprobs(request, words[n]))
         finally:
             self.running.discard(request_id)
 
@@ -109,7 +114,8 @@ class FakeGenerationEngine(_FakeEngine):
             raise EngineDead("the fake engine is dead")
 
     def _prompt(self, request: GenerationRequest) -> str:
-        asked = request.prompt or "\n".join(one["content"] for one in request.messages or [])
+        asked = request.prompt or "\n".join(str(one.get("content") or "") for one in request.messages or [])
+        asked += str(request.sampling.get("seed", ""))
         return f"{request.adapter} {asked}" if request.adapter else asked
 
     def _id(self, prompt: str, n: int) -> int:
@@ -117,6 +123,23 @@ class FakeGenerationEngine(_FakeEngine):
 
     def _text(self, prompt: str, n: int) -> str:
         return self.words[self._id(prompt, n)] + " "
+
+
+def _chosen(request: GenerationRequest, prompt: str) -> str | None:
+    """The choice that is the answer, a token a character; raises JobFailed for a structure that is none of ours."""
+    if request.structured is None:
+        return None
+    if "choice" not in request.structured:
+        raise JobFailed("invalid_request", f"the fake engine has no {', '.join(request.structured)}, only choice")
+    choices: list[str] = request.structured["choice"]
+    return choices[zlib.crc32(prompt.encode()) % len(choices)]
+
+
+def _logprobs(request: GenerationRequest, word: str) -> list[dict[str, Any]] | None:
+    if request.logprobs is None:
+        return None
+    told = {"token": word, "logprob": -1.0, "bytes": list(word.encode())}
+    return [{**told, "top_logprobs": [told] * min(1, request.logprobs)}]
 
 
 class FakeEmbeddingEngine(_FakeEngine):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,10 +26,14 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     `resume_text` is what an earlier, interrupted delivery has already given away, and `resume_ids` are its tokens, as
     far as the engine that made them told: generation goes on after them, and they count towards `max_tokens`.
     `stop` may be left to the reader of the deltas, who cuts there too.
+
+    `structured` is what the answer must be, one of {"json": schema}, {"json_object": true}, {"regex": …},
+    {"choice": […]}, {"grammar": …}; `logprobs` how many alternatives to tell with each token's log probability;
+    `tools`, `tool_choice` and `parallel_tool_calls` are OpenAI's.
     """
 
     prompt: str | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
     max_tokens: int
     sampling: dict[str, Any] = {}
     stop: list[str] = []
@@ -37,13 +41,23 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     resume_ids: list[int] = []
     adapter: str | None = None  # alias of the model's adapter that answers; None for the model itself
     priority: int = 0  # lower goes first
+    structured: dict[str, Any] | None = None
+    logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
 
 
 class GenerationDelta(msgspec.Struct, frozen=True, gc=False):
     """What one engine step added.
 
-    For a request with `resume_text` the first delta repeats that, and has none of the `resume_ids`. The text
-    of a character whose bytes are not complete yet comes with the token that completes it.
+    For a request with `resume_text` or `resume_ids` the first delta repeats what was given away (the text, and the
+    reasoning and tool calls before and after it), and has none of the ids. The text of a character whose bytes are not
+    complete yet comes with the token that completes it.
+
+    `logprobs` has an entry for each of `token_ids`: {"token", "logprob", "bytes", "top_logprobs"}, the latter a list
+    of the first three. `tool_calls` are pieces: {"index", "function": {"arguments"}}, and with a call's first piece
+    its "id", "type" and function "name".
     """
 
     text: str
@@ -51,6 +65,9 @@ class GenerationDelta(msgspec.Struct, frozen=True, gc=False):
     finish_reason: FinishReason | None
     prompt_tokens: int
     usage: dict[str, int] | None = None  # of an upstream that counts for itself: {} until it has said
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] | None = None
+    logprobs: list[dict[str, Any]] | None = None
 
 
 class Cut(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from common.catalogue import Model
 from common.errors import SettingsInvalid, shown
 from workers.engines import vllm_quantization
 from workers.engines.vllm_engine import engine_arguments, prepare
+from workers.engines.vllm_requests import unknown_parsers
 
 Found = tuple[str, str]  # (key of the entry, reason)
 #: What vLLM's validation raises, most of it ValueError (pydantic's is one).
@@ -28,7 +29,7 @@ def check(model: Model) -> None:
 def problems(model: Model) -> list[str]:
     """Everything that vLLM would refuse, each with its line. Asks the hub only for weights that are a hub's."""
     prepare(model)
-    found = [*_options(model)]
+    found = [*_options(model), *unknown_parsers(model)]
     quantization = vllm_quantization.problem(model)
     if quantization:
         found.append(quantization)

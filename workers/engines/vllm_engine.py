@@ -19,11 +19,12 @@ import msgspec
 
 from common.catalogue import Model
 from common.errors import EngineDead, JobFailed, SettingsInvalid
+from workers.engines import vllm_requests
 from workers.engines.admission import Admission
 from workers.engines.memory import advice
-from workers.engines.owner import Owner
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
 from workers.engines.vllm_adapters import lora_arguments, lora_request
+from workers.engines.vllm_requests import EngineOwner, Parsers, Reading
 from workers.engines.vllm_stats import VllmStats
 
 STOP_TIMEOUT_S = 3.0  # then SIGKILL: an engine that is let go has nothing left to lose
@@ -47,6 +48,7 @@ ARGUMENTS: dict[str, Any] = {
     # Only for a SIGTERM that reaches the engine core itself (systemd sends it to every process of the unit):
     # requests in flight are finished, not aborted, while the worker drains.
     "shutdown_timeout": 30,
+    "structured_outputs_config": vllm_requests.STRUCTURED,
 }
 
 
@@ -58,7 +60,8 @@ class VllmEngine:
         self._stat_loggers = stat_loggers or []
         self.stats = VllmStats(Admission(model.slots, model.least_slots))
         self._llm: Any = None
-        self._owner = Owner()
+        self._owner = EngineOwner()
+        self._parsers: Parsers
         self._changing = asyncio.Lock()
 
     async def start(self) -> None:
@@ -96,23 +99,30 @@ class VllmEngine:
         llm = self._llm
         if not self.alive:
             raise EngineDead("the vLLM engine is not running")
-        prompt_ids = await self._prompt_ids(llm, request)
+        prompt = await self._prompt(llm, request)
         request = _with_ids(llm, request)
         steps = self._resume if request.resume_ids else self._steps
-        outputs = steps(llm, request_id, prompt_ids, request)
+        outputs = None
         try:
+            reading = self._parsers.reading(request_id, request, prompt["prompt_token_ids"])
+            outputs = steps(llm, request_id, prompt, request, reading)
+            if reading is not None:
+                outputs = reading.read(outputs)
             async for delta in outputs:
                 yield delta
         except Exception as error:
             raise self._explained(_translated(error)) from error
         finally:
-            await outputs.aclose()
+            if outputs is not None:
+                await outputs.aclose()
 
     async def _start(self) -> None:
         prepare(self.model)
         try:
             self._llm = await _in_thread(self._build)
+            self._parsers = Parsers(self._llm, self.model)
         except Exception as error:
+            await self._stop()
             raise self._explained(error) from error
 
     def _build(self) -> Any:
@@ -147,9 +157,9 @@ class VllmEngine:
         del llm
         gc.collect()  # else its __del__ runs when the interpreter has already taken vLLM's modules apart
 
-    async def _prompt_ids(self, llm: Any, request: GenerationRequest) -> list[int]:
+    async def _prompt(self, llm: Any, request: GenerationRequest) -> Any:
         try:
-            rendered = await (_chat(llm, request.messages) if request.messages else _text(llm, request.prompt or ""))
+            rendered = await (_chat(llm, request) if request.messages else _text(llm, request.prompt or ""))
         except Exception as error:
             raise _translated(error) from error
         ids: list[int] = rendered["prompt_token_ids"]
@@ -158,25 +168,30 @@ class VllmEngine:
             raise JobFailed(
                 "prompt_too_long", f"the prompt has {len(ids)} tokens, the model's context {room + len(ids)}"
             )
-        return ids
+        return rendered
 
     async def _steps(
-        self, llm: Any, request_id: str, prompt_ids: list[int], request: GenerationRequest
+        self, llm: Any, request_id: str, prompt: Any, request: GenerationRequest, reading: Reading | None
     ) -> AsyncGenerator[GenerationDelta]:
-        from vllm.inputs import tokens_input
-
-        prompt_tokens = len(prompt_ids)
-        params = _sampling(llm, request, prompt_tokens)
-        async for output in self._asked(llm, tokens_input(prompt_ids), params, request_id, request):
+        prompt_tokens = len(prompt["prompt_token_ids"])
+        params = _sampling(llm, request, prompt_tokens, reading)
+        async for output in self._asked(llm, prompt, params, request_id, request, reading):
             step = output.outputs[0]
-            yield GenerationDelta(step.text, step.token_ids, _reason(step.finish_reason), prompt_tokens)
+            reason = _reason(step.finish_reason, request)
+            if request.logprobs is None:
+                yield GenerationDelta(step.text, step.token_ids, reason, prompt_tokens)
+            else:
+                yield _with_logprobs(llm, request, step.text, step, reason, prompt_tokens)
 
-    def _asked(self, llm: Any, prompt: Any, params: Any, request_id: str, request: GenerationRequest) -> Any:
+    def _asked(
+        self, llm: Any, prompt: Any, params: Any, request_id: str, request: GenerationRequest, reading: Reading | None
+    ) -> Any:
         lora = lora_request(self.model, request.adapter)
-        return llm.generate(prompt, params, request_id, lora_request=lora, priority=request.priority)
+        told = vllm_requests.engine_arguments(request, reading)
+        return llm.generate(prompt, params, request_id, lora_request=lora, priority=request.priority, **told)
 
     async def _resume(
-        self, llm: Any, request_id: str, prompt_ids: list[int], request: GenerationRequest
+        self, llm: Any, request_id: str, prompt: Any, request: GenerationRequest, reading: Reading | None
     ) -> AsyncGenerator[GenerationDelta]:
         """Go on after `resume_ids`: they join the prompt, but are detokenized as the answer that they are.
 
@@ -184,14 +199,11 @@ class VllmEngine:
         only, and its own incremental detokenizer, fed from the answer's first token, makes the same text as in an
         answer without interruption.
         """
-        from vllm.inputs import tokens_input
         from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-        resumed, prompt_tokens = request.resume_ids, len(prompt_ids)
-        params = _sampling(llm, request, prompt_tokens)
-        whole = llm.input_processor.process_inputs(
-            request_id, tokens_input(prompt_ids), params, await llm.get_supported_tasks()
-        )
+        resumed, prompt_tokens = request.resume_ids, len(prompt["prompt_token_ids"])
+        params = _sampling(llm, request, prompt_tokens, reading)
+        whole = llm.input_processor.process_inputs(request_id, prompt, params, await llm.get_supported_tasks())
         detokenizer = IncrementalDetokenizer.from_new_request(llm.get_tokenizer(), whole)
         ended = not params.ignore_eos and resumed[-1] in whole.sampling_params.all_stop_token_ids
         detokenizer.update(resumed, ended)
@@ -202,12 +214,14 @@ class VllmEngine:
         if reason is not None:
             return
         params.detokenize = False
-        async for output in self._asked(llm, tokens_input(prompt_ids + resumed), params, request_id, request):
+        params.extra_args = {vllm_requests.RESUMED: len(resumed)}
+        longer = {**prompt, "prompt_token_ids": prompt["prompt_token_ids"] + resumed}
+        async for output in self._asked(llm, longer, params, request_id, request, reading):
             step = output.outputs[0]
-            reason = _reason(step.finish_reason)
+            reason = _reason(step.finish_reason, request)
             detokenizer.update(list(step.token_ids), reason == "stop")
             text = detokenizer.get_next_output_text(reason is not None, True)
-            yield GenerationDelta(text, step.token_ids, reason, prompt_tokens)
+            yield _with_logprobs(llm, request, text, step, reason, prompt_tokens)
 
 
 def prepare(model: Model) -> None:
@@ -251,30 +265,45 @@ async def _text(llm: Any, prompt: str) -> Any:
     return (await llm.renderer.render_cmpl_async([parsed]))[0]
 
 
-async def _chat(llm: Any, messages: list[dict[str, str]]) -> Any:
+async def _chat(llm: Any, request: GenerationRequest) -> Any:
     from vllm.renderers import ChatParams
 
-    params = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
-    return (await llm.renderer.render_chat_async([messages], params))[1][0]
+    params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, "tools": request.tools})
+    return (await llm.renderer.render_chat_async([request.messages], params))[1][0]
 
 
-def _sampling(llm: Any, request: GenerationRequest, prompt_tokens: int) -> Any:
+def _sampling(llm: Any, request: GenerationRequest, prompt_tokens: int, reading: Reading | None) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     max_tokens = min(request.max_tokens, llm.model_config.max_model_len - prompt_tokens)
     sampling = dict(request.sampling)
     if "min_tokens" in sampling:
         sampling["min_tokens"] = min(sampling["min_tokens"], max_tokens)
-    return SamplingParams(max_tokens=max_tokens, output_kind=RequestOutputKind.DELTA, **sampling)
+    params = SamplingParams(
+        max_tokens=max_tokens, output_kind=RequestOutputKind.DELTA, logprobs=request.logprobs, **sampling
+    )
+    vllm_requests.adjust(params, request, reading)
+    return params
 
 
-def _reason(reason: str | None) -> FinishReason | None:
+def _with_logprobs(
+    llm: Any, request: GenerationRequest, text: str, step: Any, reason: FinishReason | None, prompt_tokens: int
+) -> GenerationDelta:
+    logprobs = None
+    if request.logprobs is not None:
+        logprobs = vllm_requests.logprobs_of(llm, step.token_ids, step.logprobs, request.logprobs)
+    return GenerationDelta(text, step.token_ids, reason, prompt_tokens, logprobs=logprobs)
+
+
+def _reason(reason: str | None, request: GenerationRequest) -> FinishReason | None:
     if reason is None:
         return None
     if reason in ("stop", "length"):
         return cast(FinishReason, reason)
     if reason == "abort":  # not by us: we would have stopped reading
         raise EngineDead("the vLLM engine is shutting down")
+    if reason == "error" and request.structured is not None:
+        raise JobFailed("invalid_request", "the structure that was asked for could not be compiled")
     raise JobFailed("engine_error", f"vLLM ended the request with {reason!r}", retryable=True)
 
 
