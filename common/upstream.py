@@ -39,10 +39,9 @@ CHOICES = {
 }
 #: Texts in one call of each flavour: the most that OpenAI and Cohere take.
 BATCH_TEXTS = {"openai": 2048, "cohere": 96}
-#: Parameters of a generation job that every server of OpenAI's API understands. The others are vLLM's.
-COMMON_PARAMS = frozenset(
-    ("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "stop")
-)
+#: Parameters of a generation job that every server of OpenAI's API understands, and those that vLLM's does too.
+COMMON_PARAMS = ("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "stop")
+EXTENDED_PARAMS = (*COMMON_PARAMS, "min_tokens", "ignore_eos", "top_k", "min_p", "repetition_penalty")
 #: Calls at once to an upstream whose entry does not say.
 CONCURRENCY = 8
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -104,7 +103,8 @@ class Upstream:
 
     def unknown(self, params: Iterable[str]) -> list[str]:
         """Those parameters of a generation job that this upstream does not know."""
-        return [] if self.extensions else [name for name in params if name not in COMMON_PARAMS]
+        known = EXTENDED_PARAMS if self.extensions else COMMON_PARAMS
+        return [name for name in params if name not in known]
 
 
 def _check(upstream: Upstream, key: str, is_allowed: Callable[[Any], Any], allowed: str) -> None:

@@ -27,6 +27,7 @@ class Reply:
     body: Any = None
     events: list[bytes] | None = None
     cut: bool = False
+    late: bool = False  # not even its head comes before the gate is open
     silent: bool = False
 
 
@@ -53,6 +54,7 @@ class StandIn:
         self.usual = stream(WORDS)
         self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.arrived: list[float] = []  # when each request came
+        self.connections = 0
         self.running = 0
         self.most = 0
         self.left = 0  # callers that closed the connection before the answer's end
@@ -77,6 +79,7 @@ class StandIn:
             server.close()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await self._serve(reader, writer)
         writer.close()
@@ -107,6 +110,8 @@ class StandIn:
         more = "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
         if reply.silent and not streamed:
             return await self._silence(reader)
+        if reply.late:
+            await self.gate.wait()
         writer.write(f"HTTP/1.1 {reply.status} Because\r\n{length}\r\n{more}\r\n".encode() + body)
         for event in reply.events or []:
             writer.write(b"%x\r\n%s\r\n" % (len(event), event))

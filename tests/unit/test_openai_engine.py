@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import logging
 import struct
 import time
@@ -192,6 +193,24 @@ async def test_a_busy_upstream_gets_its_pause_and_then_one_call_first(upstream: 
     assert arrived[4] - arrived[3] >= 0.078, "nobody calls before retry-after is over"
     first, others = arrived[4], arrived[5:]
     assert all(first < other for other in others)
+
+
+async def test_once_one_call_was_taken_the_others_do_not_wait_for_each_other(upstream: StandIn) -> None:
+    upstream.replies = [BUSY, BUSY, BUSY, BUSY, stream(WORDS)]
+    upstream.replies += [dataclasses.replace(stream(WORDS), late=True) for _ in range(3)]
+    upstream.gate.clear()
+    async with engine_of(hosted(upstream, concurrency=4)) as engine:
+        tasks = [asyncio.create_task(ask(engine)) for _ in range(4)]
+        await until(lambda: len(upstream.requests) == 8, "three are asked at once")
+        upstream.gate.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_one_connection_serves_one_answer_after_the_other(upstream: StandIn) -> None:
+    async with engine_of(hosted(upstream)) as engine:
+        for _ in range(5):
+            await ask(engine)
+    assert upstream.connections == 1
 
 
 async def test_after_a_refusal_a_second_one_reaches_only_the_call_that_goes_first(upstream: StandIn) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+READ_OUT_S = 0.5
 LINE_BYTES = 4 * 1024 * 1024  # of one event of a stream
 
 
@@ -114,9 +115,11 @@ class OpenAIGenerationEngine(_UpstreamEngine):
         """Deltas as the upstream streams them, without token ids; the last has the upstream's own count of tokens."""
         self._check_open()
         path = "/chat/completions" if request.messages else "/completions"
-        async with self.client.call(path, self._body(request)) as response, aclosing(self._answer(response)) as deltas:
-            if request.resume_text:
-                deltas = self._after(request.resume_text, deltas)
+        async with (
+            self.client.call(path, self._body(request)) as response,
+            aclosing(self._answer(response)) as answer,
+            aclosing(_after(request.resume_text, answer, self.model.alias)) as deltas,
+        ):
             async for delta in deltas:
                 yield delta
 
@@ -137,35 +140,41 @@ class OpenAIGenerationEngine(_UpstreamEngine):
         """The deltas of one answer. Its end is held back until the stream's, since the usage comes in between."""
         reason: FinishReason | None = None
         usage: dict[str, int] = {}
-        async for chunk in self._chunks(response):
-            if chunk.usage is not None:
-                usage = {"prompt_tokens": chunk.usage.prompt_tokens, "completion_tokens": chunk.usage.completion_tokens}
-            for choice in chunk.choices[:1]:
-                text = choice.text if choice.delta is None else choice.delta.content
-                if text:
-                    yield GenerationDelta(text, [], None, 0, {})
-                if choice.finish_reason is not None:
-                    reason = self._reason(choice.finish_reason)
+        async with aclosing(self._chunks(response)) as chunks:
+            async for chunk in chunks:
+                if chunk.usage is not None:
+                    usage = msgspec.structs.asdict(chunk.usage)
+                for choice in chunk.choices[:1]:
+                    text = choice.text if choice.delta is None else choice.delta.content
+                    if text:
+                        yield GenerationDelta(text, [], None, 0, usage={})
+                    if choice.finish_reason is not None:
+                        reason = self._reason(choice.finish_reason)
         if reason is None:
             raise self.client.failed("upstream_broke", "the stream ended in the middle of the answer")
         yield GenerationDelta("", [], reason, usage.get("prompt_tokens", 0), usage)
 
-    async def _chunks(self, response: httpx.Response) -> AsyncIterator[_Chunk]:
-        async for line in self._lines(response):
-            if not line.startswith(b"data:"):
-                continue
-            data = line[5:].strip()
-            if data == b"[DONE]":
-                return
-            try:
-                chunk = msgspec.json.decode(data, type=_Chunk)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                raise self.client.failed("upstream_broke", "a line of the stream is not an event") from None
-            if chunk.error is not None:
-                raise self.client.failed("upstream_error", f"in the middle of the answer: {said(chunk.error)}")
-            yield chunk
+    async def _chunks(self, response: httpx.Response) -> AsyncGenerator[_Chunk]:
+        async with aclosing(self._lines(response)) as lines:
+            async for line in lines:
+                if not line.startswith(b"data:"):
+                    continue
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    await _read_out(lines)
+                    return
+                yield self._chunk(data)
 
-    async def _lines(self, response: httpx.Response) -> AsyncIterator[bytes]:
+    def _chunk(self, data: bytes) -> _Chunk:
+        try:
+            chunk = msgspec.json.decode(data, type=_Chunk)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise self.client.failed("upstream_broke", "a line of the stream is not an event") from None
+        if chunk.error is not None:
+            raise self.client.failed("upstream_error", f"in the middle of the answer: {said(chunk.error)}")
+        return chunk
+
+    async def _lines(self, response: httpx.Response) -> AsyncGenerator[bytes]:
         # httpx's own lines would also end at U+2028 and its like, which may stand in a text.
         rest = b""
         async for piece in response.aiter_bytes():
@@ -181,24 +190,29 @@ class OpenAIGenerationEngine(_UpstreamEngine):
             raise self.client.failed("content_filter", "its filter ended the answer", retryable=False)
         return "length" if reason == "length" else "stop"
 
-    async def _after(self, shown: str, deltas: AsyncGenerator[GenerationDelta]) -> AsyncGenerator[GenerationDelta]:
-        """The deltas of an answer asked for again: the first has all that was shown before, and perhaps more."""
-        text = ""
-        async for delta in deltas:
-            if len(text) >= len(shown):
-                yield delta
-                continue
-            text += delta.text
-            ended_early = delta.finish_reason is not None and len(text) < len(shown)
-            if ended_early or not (shown.startswith(text) or text.startswith(shown)):
-                raise JobFailed(
-                    "interrupted",
-                    f"the answer broke off after {len(shown)} characters, and asked again {self.model.alias} says"
-                    " something else",
-                    retryable=True,
-                )
-            if len(text) >= len(shown):
-                yield msgspec.structs.replace(delta, text=text)
+
+async def _after(shown: str, deltas: AsyncGenerator[GenerationDelta], alias: str) -> AsyncGenerator[GenerationDelta]:
+    """The deltas of an answer asked for again: the first has all that was shown before, and perhaps more."""
+    text = ""
+    async for delta in deltas:
+        if len(text) >= len(shown):
+            yield delta
+            continue
+        text += delta.text
+        ended_early = delta.finish_reason is not None and len(text) < len(shown)
+        if ended_early or not (shown.startswith(text) or text.startswith(shown)):
+            broke_off = f"the answer broke off after {len(shown)} characters"
+            raise JobFailed("interrupted", f"{broke_off}, and asked again {alias} says something else", retryable=True)
+        if len(text) >= len(shown):
+            yield msgspec.structs.replace(delta, text=text)
+
+
+async def _read_out(lines: AsyncGenerator[bytes]) -> None:
+    """Read what follows the end, which is nothing but the end of the answer: then the connection can be used again."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(READ_OUT_S):
+            async for _ in lines:
+                pass
 
 
 class OpenAIEmbeddingEngine(_UpstreamEngine):

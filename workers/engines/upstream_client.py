@@ -30,6 +30,7 @@ log = logging.getLogger("jarvis.engines")
 NOT_NOW = (401, 402, 429, 503, 529)
 PAUSE_S = 1.0  # before the second call to an upstream that says no time itself; doubles each time
 PAUSE_MAX_S = 30.0
+ASKED_MAX_S = 3600.0  # the longest pause that is believed
 RETRY_S = 0.5  # before the second try of a call that failed; doubles each time
 BODY_BYTES = 65_536  # of an error that are read
 
@@ -86,7 +87,7 @@ class UpstreamClient:
                 yield response
             except httpx.TimeoutException as error:
                 raise self.failed("upstream_timeout", f"silent for {self.options.timeout_s:g} s") from error
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 raise self.failed("upstream_broke", f"{type(error).__name__} in the middle of the answer") from error
             finally:
                 await response.aclose()
@@ -110,7 +111,7 @@ class UpstreamClient:
                 failure = await self._failure(response)
             except httpx.TimeoutException as error:
                 raise self.failed("upstream_timeout", f"no answer in {self.options.timeout_s:g} s") from error
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 failure = self.failed("upstream_broke", f"{type(error).__name__} before an answer")
             tries += 1
             if not failure.retryable or tries > self.options.max_retries:
@@ -122,17 +123,19 @@ class UpstreamClient:
         if not self._refused:
             return await self._send(path, body)
         try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + until - time.monotonic()):
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
                 await self._first.acquire()
         except TimeoutError:
             raise self._not_now() from None
         try:
-            if self._refused and self._not_before > until:
-                raise self._not_now()
-            await asyncio.sleep(self.held_s if self._refused else 0)
-            return await self._send(path, body)
+            if self._refused:
+                if self._not_before > until:
+                    raise self._not_now()
+                await asyncio.sleep(self.held_s)
+                return await self._send(path, body)
         finally:
             self._first.release()
+        return await self._send(path, body)
 
     async def _send(self, path: str, body: dict[str, Any]) -> httpx.Response | None:
         assert self._client is not None, "opened"
@@ -140,7 +143,7 @@ class UpstreamClient:
         try:
             response = await self._client.send(request, stream=True)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            self._hold(None, f"no connection ({type(error).__name__})")
+            self._hold(None, f"no connection: {error or type(error).__name__}")
             return None
         if response.status_code in NOT_NOW:
             pause_s = retry_after_s(response.headers)
@@ -150,7 +153,9 @@ class UpstreamClient:
         return response
 
     def _hold(self, pause_s: float | None, why: str) -> None:
-        if pause_s is None:
+        if pause_s is not None:
+            pause_s = min(ASKED_MAX_S, pause_s)
+        else:
             pause_s = min(PAUSE_MAX_S, PAUSE_S * 2.0 ** min(self._refused, 10)) * random.uniform(0.5, 1.0)
         self._refused += 1
         # Calls that were under way together are refused together: the longest pause counts.
@@ -201,7 +206,7 @@ async def _message(response: httpx.Response) -> str:
             body += piece
             if len(body) > BODY_BYTES:
                 break
-    except httpx.TransportError:
+    except httpx.RequestError:
         pass  # what came of it is enough
     finally:
         await response.aclose()
