@@ -183,6 +183,14 @@ async def test_giving_up_closes_the_connection_at_once_and_frees_the_turn(upstre
         assert text(await ask(engine)) == "".join(WORDS)
 
 
+async def test_leaving_between_two_deltas_closes_the_connection_at_once(upstream: StandIn) -> None:
+    upstream.gate.clear()
+    async with engine_of(hosted(upstream)) as engine:
+        async with aclosing(engine.generate("job", prompt())) as deltas:
+            await anext(deltas)
+        assert await until(lambda: upstream.left == 1, "the upstream sees it leave") < 0.1
+
+
 async def test_a_busy_upstream_gets_its_pause_and_then_one_call_first(upstream: StandIn) -> None:
     upstream.replies = [BUSY, BUSY, BUSY, BUSY]
     async with engine_of(hosted(upstream, concurrency=4)) as engine:
