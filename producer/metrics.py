@@ -29,6 +29,7 @@ GAUGES = {
     "running": ("jarvis_engine_running", "Requests in the engine's batch"),
     "waiting": ("jarvis_engine_waiting", "Requests in the engine that wait for room in its batch"),
     "kv_cache_usage": ("jarvis_engine_kv_cache_usage_ratio", "Share of the KV cache in use, 0 to 1"),
+    "held_s": ("jarvis_upstream_held_seconds", "Until the upstream of a hosted model may be asked again"),
 }
 COUNTERS = {
     "preemptions": ("jarvis_engine_preemptions", "Requests put back because the KV cache was full"),

@@ -13,6 +13,7 @@ from common.jobs import ClaimedJob, JobResult
 from common.settings import Settings, load_settings
 from common.vectors import Vectors
 from workers.engines import embedding_engine
+from workers.engines.protocol import Measured
 from workers.engines.revival import Revival
 from workers.placement import leave, loading, settle
 
@@ -84,6 +85,8 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     async with loading(ctx, model, settings):
         await engine.start()
     ctx.update(settings=settings, model=model, engine=engine, revival=Revival(engine))
+    if isinstance(engine, Measured):
+        ctx.update(admits=engine.admits, figures=engine.figures)
     log.info("loaded %s: %s %s in %.1f s", model.queue, model.engine, model.weights, time.monotonic() - started)
 
 

@@ -32,8 +32,6 @@ class FallbackWorker(Worker):
         self._before = helped.fallback[: helped.fallback.index(alias)]
 
     async def _claim(self, want: int) -> list[ClaimedJob]:
-        if getattr(self.ctx["engine"], "held_s", 0):  # its upstream takes no calls: the next in the chain may
-            return []
         call = (self.queue_name, self.id, want, self._request, self._after_s, self._before)
         return await patiently(self.queue.help, *call)  # type: ignore[no-any-return]
 

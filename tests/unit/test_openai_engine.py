@@ -232,9 +232,11 @@ async def test_after_a_refusal_a_second_one_reaches_only_the_call_that_goes_firs
 async def test_a_job_that_would_wait_too_long_is_given_back_not_failed(upstream: StandIn, status: int) -> None:
     upstream.usual = Reply(status, {"retry-after": "3600"}, {"error": {"message": "tomorrow"}})
     async with engine_of(hosted(upstream, hold_s=0.2)) as engine:
+        assert engine.admits() == 8
         with pytest.raises(NotNow):
             await ask(engine)
-        assert 3590 < engine.held_s <= 3600
+        assert engine.admits() == 0, "the worker takes no more jobs"
+        assert 3590 < engine.client.held_s <= 3600
         with pytest.raises(NotNow):
             await ask(engine)
     assert len(upstream.requests) == 1, "the second job did not even ask"
@@ -248,7 +250,7 @@ async def test_an_upstream_that_is_away_costs_no_attempt_and_is_found_again(upst
         with pytest.raises(NotNow):
             await ask(engine)
         async with gone.serving(gone.port):
-            await asyncio.sleep(engine.held_s)
+            await asyncio.sleep(engine.client.held_s)
             assert text(await ask(engine)) == "".join(WORDS)
 
 

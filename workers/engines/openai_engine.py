@@ -98,10 +98,13 @@ class _UpstreamEngine:
         """Whether calls can be made; whether the upstream takes them is found out by each."""
         return self.client.is_open
 
-    @property
-    def held_s(self) -> float:
-        """Seconds until the upstream may be asked again."""
-        return self.client.held_s
+    def admits(self) -> int:
+        """No more jobs while the upstream asks for a pause: they wait in the queue, where others may take them."""
+        return 0 if self.client.held_s else self.model.slots
+
+    def figures(self) -> dict[str, float]:
+        """How long it will not be asked."""
+        return {"held_s": self.client.held_s}
 
     def _check_open(self) -> None:
         if not self.client.is_open:
