@@ -24,7 +24,7 @@ BENCHMARKS: dict[str, tuple[Any, str]] = {
         "SIGKILL to the worker in the middle: seconds until its jobs run again, jobs lost, jobs run twice",
     ),
     "generation": (generation, "tokens/s and time to first token: engine alone, whole API, vLLM's own server"),
-    "embedding": (embedding, "texts/s: one call of sentence-transformers, and jobs through the API"),
+    "embedding": (embedding, "texts/s: one call of the engine alone, jobs through the API, vLLM's own pooling server"),
 }
 
 

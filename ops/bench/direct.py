@@ -56,6 +56,11 @@ class Direct:
         finally:
             direct.stop()
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def ask(self, question: dict[str, Any]) -> Any:
         """Its answer to one line."""
         assert self._process.stdin is not None, "opened with PIPE"

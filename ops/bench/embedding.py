@@ -1,62 +1,191 @@
 """`python -m ops.bench embedding`: what the queue costs an embedding model.
 
-The same texts go, in turn, to one call of sentence-transformers and through the whole API as jobs of a few texts
-each. Both models are loaded; they never work at the same time.
+The same texts go, in turn, to one call of the engine alone (with the batch size that suits it best), through the whole
+API as jobs of a few texts each, and to vLLM's own pooling server, one request a text. All are loaded; no two of them
+work at the same time.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
+import math
+import struct
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.catalogue import Catalogue
+from common.catalogue import Catalogue, Model
 from common.settings import load_settings
 from ops.bench import figures
 from ops.bench.client import Connection
 from ops.bench.direct import Direct
-from ops.bench.formation import formation
+from ops.bench.formation import Formation, formation, write_catalogue
 from ops.bench.report import tables
+from ops.bench.servers import cpu_s, rss_mib, tree_cpu_s
+from ops.bench.vllm_server import VllmServer, vllm_server
 
 SENTENCE = "Number {}: a job waits in its lane, a worker claims it, and its result is stored once. {}"
 MORE = "Nothing that was acknowledged is ever lost."
+BATCH_SIZES = (16, 32, 64, 128, 256)
+COMPARED = 64  # texts whose vectors are compared
+
+Vector = Sequence[float]
+Ask = Callable[[Connection, list[str]], Awaitable[list[Vector]]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `embedding`."""
     parser.add_argument("--model", default="minilm", help="alias in the catalogue")
-    parser.add_argument("--texts", type=int, default=512, help="texts in all")
+    parser.add_argument("--engine", choices=("sentence-transformers", "onnx"), help="in place of the catalogue's")
+    parser.add_argument("--texts", type=int, default=2000, help="texts in all")
     parser.add_argument("--texts-per-job", type=int, default=1, help="texts of one job")
-    parser.add_argument("--clients", type=int, default=64, help="callers that wait at the same time")
+    parser.add_argument("--clients", type=int, default=256, help="callers that wait at the same time")
+    parser.add_argument("--encoding-format", choices=("float", "base64"), default="base64", help="of the vectors")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
+    parser.add_argument("--no-server", action="store_true", help="leave vLLM's own server out")
+    parser.add_argument("--server-dtype", default="auto", help="of vLLM's server")
     parser.add_argument("--aof", choices=("everysec", "no", "always"), default="everysec", help="of Redis")
+
+
+class Alone:
+    """The engine in a process of its own."""
+
+    def __init__(self, process: Direct, given: list[str]) -> None:
+        self._process = process
+        self._given = given
+        self.batch_size = BATCH_SIZES[0]
+
+    def seconds(self, batch_size: int) -> float:
+        """How long all texts take in one call."""
+        found: float = self._process.ask({"texts": self._given, "batch_size": batch_size})["seconds"]
+        return found
+
+    def tune(self) -> dict[str, float]:
+        """Take the batch size that is fastest of two calls each; returns texts/s of each size."""
+        self.seconds(BATCH_SIZES[1])  # warms up
+        best = {size: min(self.seconds(size) for _ in range(2)) for size in BATCH_SIZES}
+        self.batch_size = min(best, key=lambda size: best[size])
+        return {str(size): round(len(self._given) / seconds, 1) for size, seconds in best.items()}
+
+    def measure(self) -> dict[str, float]:
+        """One call."""
+        pid = self._process.pid
+        before = cpu_s(pid)
+        seconds = self.seconds(self.batch_size)
+        used = {"engine_ms": _per_text(cpu_s(pid) - before, self._given)}
+        return {**_speed(seconds, self._given), **used, "rss_mib": rss_mib(pid)}
+
+
+@dataclass
+class Served:
+    """A server that is asked by many clients at once."""
+
+    port: int
+    ask: Ask
+    pids: dict[str, int]  # of the processes whose CPU time counts, by column
+    clients: int
+    texts_per_call: int
+    given: list[str]
+
+    def measure(self) -> dict[str, float]:
+        """All texts."""
+        before = {name: tree_cpu_s([pid]) for name, pid in self.pids.items()}
+        mine = time.process_time()
+        seconds, _ = asyncio.run(self._all(self.given))
+        used = {name: _per_text(tree_cpu_s([pid]) - before[name], self.given) for name, pid in self.pids.items()}
+        used["client_ms"] = _per_text(time.process_time() - mine, self.given)
+        return {**_speed(seconds, self.given), **used, "rss_mib": rss_mib(self.pids["engine_ms"])}
+
+    def vectors(self, some: list[str]) -> list[Vector]:
+        """The vectors of some texts."""
+        return asyncio.run(self._all(some))[1]
+
+    async def _all(self, given: list[str]) -> tuple[float, list[Vector]]:
+        size = self.texts_per_call
+        waiting = list(range(0, len(given), size))[::-1]
+        found: dict[int, list[Vector]] = {}
+
+        async def client() -> None:
+            async with Connection(self.port) as connection:
+                while waiting:
+                    low = waiting.pop()
+                    found[low] = await self.ask(connection, given[low : low + size])
+
+        started = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(self.clients)))
+        seconds = time.perf_counter() - started
+        vectors = [vector for low in sorted(found) for vector in found[low]]
+        assert len(vectors) == len(given), "a vector for each text"
+        return seconds, vectors
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns rounds, medians, ratios and errors."""
     model = Catalogue.load(load_settings().catalogue).get("embedding", options.model)
+    model = replace(model, engine=options.engine or model.engine, weights=model.weights_path())
+    given = texts(options.texts)
     with tempfile.TemporaryDirectory(prefix="jarvis-bench-") as name, contextlib.ExitStack() as stack:
-        command = [sys.executable, "-m", "ops.bench.direct_embedding", model.weights_path()]
-        direct = stack.enter_context(Direct.started(command, Path(name)))
-        port = stack.enter_context(formation(model, options.aof)).port
-        rounds: list[dict[str, Any]] = []
-        for number in range(-1, options.rounds):  # the first only warms up
-            found = _round(direct, port, texts(options.texts), options, number)
-            if number >= 0:
-                rounds.append(found)
+        folder = Path(name)
+        command = [sys.executable, "-m", "ops.bench.direct_embedding", str(write_catalogue(folder, model))]
+        process = stack.enter_context(Direct.started(command, folder))
+        alone = Alone(process, given)
+        sizes = alone.tune()
+        print(f"alone, texts/s by batch size: {sizes}", flush=True)
+        served = dict(_served(model, options, folder, stack, given))
+        rounds = [_round(alone, served, number) for number in range(-1, options.rounds)][1:]  # the first warms up
+        reference = process.ask({"reference": given[:COMPARED]})["vectors"]
+        agreement = {name: _agreement(one.vectors(given[:COMPARED]), reference) for name, one in served.items()}
+    medians = figures.medians(rounds)
+    for name, cosine in agreement.items():
+        medians[name]["cosine"] = cosine
     return {
-        "settings": {"texts": options.texts, "texts_per_job": options.texts_per_job, "clients": options.clients},
+        "settings": {**_settings(options), "engine": model.engine, "alone_by_batch_size": sizes},
         "rounds": rounds,
-        "medians": figures.medians(rounds),
-        "ratios": {"vs_direct": figures.ratio(rounds, "api", "texts_s", ["direct"]), "vs_server": None},
+        "medians": medians,
+        "ratios": {
+            "vs_direct": figures.ratio(rounds, "api", "texts_s", ["direct"]),
+            "vs_server": figures.ratio(rounds, "api", "texts_s", ["server"]),
+        },
         "errors": [],
     }
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("texts", "texts_per_job", "clients", "encoding_format", "server_dtype")
+    return {name: getattr(options, name) for name in names}
+
+
+def _served(
+    model: Model, options: argparse.Namespace, folder: Path, stack: contextlib.ExitStack, given: list[str]
+) -> Iterator[tuple[str, Served]]:
+    print("starting the formation", flush=True)
+    running = stack.enter_context(formation(model, options.aof))
+    how = options.clients, options.texts_per_job, given
+    yield "api", Served(running.port, _ask_api(model, options.encoding_format), _pids(running), *how)
+    if not options.no_server:
+        print("starting vLLM's own server", flush=True)
+        server = stack.enter_context(_pooling_server(model, options.server_dtype, folder))
+        yield (
+            "server",
+            Served(server.port, _ask_openai(model, options.encoding_format), {"engine_ms": server.pid}, *how),
+        )
+
+
+def _pids(running: Formation) -> dict[str, int]:
+    web, _, worker = (program.process.pid for program in running.programs)
+    return {"engine_ms": worker, "web_ms": web, "redis_ms": running.redis.p.pid}
+
+
+def _pooling_server(model: Model, dtype: str, folder: Path) -> contextlib.AbstractContextManager[VllmServer]:
+    own = {"model": model.weights_path(), "served_model_name": model.alias, "max_model_len": model.max_model_len}
+    return vllm_server({**own, "runner": "pooling", "dtype": dtype}, folder)
 
 
 def texts(number: int) -> list[str]:
@@ -64,43 +193,59 @@ def texts(number: int) -> list[str]:
     return [SENTENCE.format(i, MORE * (i % 4)) for i in range(number)]
 
 
-def _round(
-    direct: Direct, port: int, given: list[str], options: argparse.Namespace, number: int
-) -> dict[str, dict[str, float]]:
-    def alone() -> float:
-        seconds: float = direct.ask({"texts": given})["seconds"]
-        return seconds
-
-    def api() -> float:
-        return asyncio.run(_through_api(port, given, options))
-
-    ways = {"direct": alone, "api": api}
-    order = list(ways) if number % 2 == 0 else list(reversed(ways))
+def _round(alone: Alone, served: dict[str, Served], number: int) -> dict[str, dict[str, float]]:
+    ways = {"direct": alone.measure, **{name: one.measure for name, one in served.items()}}
+    names = list(ways)
+    start = max(number, 0) % len(names)
     found = {}
-    for name in order:
-        seconds = ways[name]()
-        found[name] = {"seconds": seconds, "texts_s": len(given) / seconds}
+    for name in [*names[start:], *names[:start]]:
+        found[name] = ways[name]()
         if number >= 0:
-            print(f"round {number + 1}: {name}: {len(given) / seconds:,.0f} texts/s", flush=True)
-    return found
+            print(f"round {number + 1}: {name}: {found[name]['texts_s']:,.0f} texts/s", flush=True)
+    return {name: found[name] for name in names}
 
 
-async def _through_api(port: int, given: Sequence[str], options: argparse.Namespace) -> float:
-    size = options.texts_per_job
-    waiting = [given[low : low + size] for low in range(0, len(given), size)]
-    waiting.reverse()
+def _ask_api(model: Model, encoding: str) -> Ask:
+    async def ask(connection: Connection, some: list[str]) -> list[Vector]:
+        params = {"encoding_format": encoding}
+        body = {"kind": "embedding", "model": model.alias, "input": {"texts": some}, "params": params}
+        record = await connection.call("POST", "/v1/jobs", body, {"prefer": "wait=60"})
+        return [_vector(one) for one in record["result"]["output"]["embeddings"]]
 
-    async def client() -> None:
-        async with Connection(port) as connection:
-            while waiting:
-                some = waiting.pop()
-                body = {"kind": "embedding", "model": options.model, "input": {"texts": some}}
-                record = await connection.call("POST", "/v1/jobs", body, {"prefer": "wait=60"})
-                assert len(record["result"]["output"]["embeddings"]) == len(some), record
+    return ask
 
-    started = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(options.clients)))
-    return time.perf_counter() - started
+
+def _ask_openai(model: Model, encoding: str) -> Ask:
+    async def ask(connection: Connection, some: list[str]) -> list[Vector]:
+        body = {"model": model.alias, "input": some, "encoding_format": encoding}
+        answer = await connection.call("POST", "/v1/embeddings", body)
+        return [_vector(one["embedding"]) for one in answer["data"]]
+
+    return ask
+
+
+def _vector(sent: Any) -> Vector:
+    if not isinstance(sent, str):
+        return sent  # type: ignore[no-any-return]
+    data = base64.b64decode(sent)
+    return struct.unpack(f"<{len(data) // 4}f", data)
+
+
+def _agreement(ours: Sequence[Vector], reference: Sequence[Vector]) -> float:
+    """The least cosine of any vector to its reference."""
+    return min(_cosine(a, b) for a, b in zip(ours, reference, strict=True))
+
+
+def _cosine(a: Vector, b: Vector) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+
+def _speed(seconds: float, given: Sequence[str]) -> dict[str, float]:
+    return {"seconds": seconds, "texts_s": len(given) / seconds}
+
+
+def _per_text(seconds: float, given: Sequence[str]) -> float:
+    return 1000 * seconds / len(given)
 
 
 def show(document: dict[str, Any]) -> None:

@@ -12,9 +12,8 @@ import contextlib
 import json
 import shutil
 import statistics
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,10 @@ from ops.bench import figures, loads
 from ops.bench.direct import Direct, generation_command
 from ops.bench.formation import formation, write_catalogue
 from ops.bench.report import tables
-from ops.bench.servers import Program, free_port, until
-from ops.ready import read_json
+from ops.bench.vllm_server import VllmServer, vllm_server
 
-READY_LIMIT_S = 300.0
 #: The arguments of our engine class that decide its speed; vLLM's server gets the same.
 ARGUMENTS: dict[str, Any] = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "disable_log_stats": True}
-ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "HF_HUB_OFFLINE": "1",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +69,7 @@ def _places(
     places["api"] = loads.Api(stack.enter_context(formation(model, options.aof)).port, model.alias)
     if not options.no_server:
         print("starting vLLM's own server", flush=True)
-        places["server"] = loads.Server(stack.enter_context(_server(model, folder)), model.alias)
+        places["server"] = loads.Server(stack.enter_context(_server(model, folder)).port, model.alias)
     return places
 
 
@@ -161,35 +150,9 @@ def _set(file: Path, name: str, value: Any) -> None:
         file.write_text(json.dumps({**document, name: value}), encoding="utf-8")
 
 
-@contextlib.contextmanager
-def _server(model: Model, folder: Path) -> Iterator[int]:
-    port = free_port()
+def _server(model: Model, folder: Path) -> contextlib.AbstractContextManager[VllmServer]:
     own = {"model": model.weights_path(), "served_model_name": model.alias, "max_model_len": model.max_model_len}
-    arguments = {**own, "host": "127.0.0.1", "port": port, **ARGUMENTS, **model.options}
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags(arguments)]
-    program = Program("server", command, ENVIRONMENT, folder)
-    try:
-
-        def ready() -> bool:
-            program.check()
-            return read_json(f"http://127.0.0.1:{port}/v1/models") is not None
-
-        until(ready, READY_LIMIT_S, "vLLM's server did not start")
-        yield port
-    finally:
-        program.stop()
-
-
-def flags(arguments: Mapping[str, Any]) -> list[str]:
-    """Arguments as the command line flags that they are named like."""
-    made = []
-    for name, value in arguments.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            made.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            made += [f"--{flag}", str(value)]
-    return made
+    return vllm_server({**own, **ARGUMENTS, **model.options}, folder)
 
 
 def _told(row: Mapping[str, Any]) -> str:

@@ -141,6 +141,12 @@ def descendants(pid: int) -> list[int]:
     return [one for one in rows if one != pid and _descends(one, {pid}, rows)]
 
 
+def rss_mib(pid: int) -> float:
+    """Memory of a process and of all that descend from it; what they share counts for each."""
+    pages = [int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in (pid, *descendants(pid))]
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def pin(pid: int, cores: set[int]) -> None:
     """Keep a process with all its threads on some cores, and what it starts later too."""
     for task in Path(f"/proc/{pid}/task").iterdir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -30,14 +30,18 @@ class CountingEncoder:
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment, unused-ignore]
         self.reader = TextReader(tokenizer, LIMIT)
         self.pad_id, self.dimensions, self.group_texts = 0, 2, 4
-        self.pooling, self.pools_prompt = "mean", True
+        self.pooling, self.pools_prompt, self.threads = "mean", True, 1
         self.groups: list[list[int]] = []  # tokens of each text of each group
         self.go = threading.Event()
         self.go.set()
+        self.meet: Callable[[], object] = lambda: self.go.wait(10)
+
+    def enter_thread(self) -> None:
+        """Nothing."""
 
     def encode(self, ids: Any, mask: Any) -> Any:
         """One group."""
-        assert self.go.wait(10)
+        self.meet()
         self.groups.append(mask.sum(axis=1).tolist())
         if (ids[:, 0] == 1).any():
             raise RuntimeError("a bad text")
@@ -50,6 +54,7 @@ class Engine(BatchingEngine):
     def load(self) -> CountingEncoder:
         """No model."""
         self.counting = CountingEncoder()
+        self.counting.threads = self.model.options.get("threads", 1)
         return self.counting
 
 
@@ -99,6 +104,14 @@ async def test_a_batch_mixes_jobs_is_bounded_by_tokens_and_goes_by_length(engine
     await asyncio.gather(first, *tasks)
     assert engine.batches == [1, 8, 8]
     assert engine.counting.groups == [[1], [4, 4, 3, 3], [2, 2, 1, 1], [4, 4, 3, 3], [2, 2, 1, 1]]
+
+
+async def test_each_thread_runs_a_group_of_its_own() -> None:
+    engine = await started(threads=2)
+    engine.counting.meet = threading.Barrier(2, timeout=5).wait
+    batch = await engine.embed([text(3, 2), text(4, 1)])  # each group waits for the other to be under way
+    assert batch.vectors.tolist() == [[3, 2], [4, 1]]
+    await engine.stop()
 
 
 async def test_a_long_job_does_not_hold_up_a_short_one(engine: Engine) -> None:

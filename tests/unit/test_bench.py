@@ -32,6 +32,7 @@ from ops.bench import (
     queues,
     report,
     submit,
+    vllm_server,
 )
 from ops.bench.callers import press
 from ops.bench.client import Connection
@@ -280,7 +281,7 @@ def test_all_prompts_differ_however_many_are_asked_for() -> None:
 
 
 def test_the_server_gets_the_engines_arguments_as_flags() -> None:
-    flags = generation.flags({"max_num_seqs": 256, "enforce_eager": True, "use_tqdm": False})
+    flags = vllm_server.flags({"max_num_seqs": 256, "enforce_eager": True, "use_tqdm": False})
     assert flags == ["--max-num-seqs", "256", "--enforce-eager", "--no-use-tqdm"]
 
 

@@ -1,15 +1,19 @@
-"""One model in one thread, with batches made of whatever texts wait; shared by all embedding engines.
+"""One model, with batches made of whatever texts wait; shared by all embedding engines.
 
 Each waiting call gets its share of a batch, so that one text does not wait behind another job's two thousand. A batch
-is bounded by tokens, and its texts go through the model by length, so that little is computed for padding. A text is
-tokenised once, when it comes: its tokens bound the batch, go into the model and are what usage counts. A batch never
-waits for company unless `batch_wait_ms` says how long it may.
+is bounded by tokens and goes through the model in groups of like length, so that little is computed for padding. A
+text is tokenised once, when it comes: its tokens bound the batch, go into the model and are what usage counts. A batch
+never waits for company unless `batch_wait_ms` says how long it may.
+
+On a CPU each core runs a group of its own. All cores on one group would meet at the end of every operation, where the
+one that web or Redis was given holds up the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -32,21 +36,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("jarvis.engines")
 
-#: About a tenth of a second of MiniLM on two cores; a GPU takes the same in well under one.
+#: A hundred short texts: enough of each length to make groups of, and well under a second of a small model on a CPU.
 BATCH_TOKENS = 4096
 #: More characters than this are tokenised beside the event loop: they take longer than a millisecond.
 INLINE_CHARACTERS = 4_000
 
 
 class Encoder(Protocol):
-    """A loaded model, as the thread that runs it sees it."""
+    """A loaded model, which several threads run at once."""
 
     reader: TextReader
     pad_id: int
     dimensions: int
     pooling: str
     pools_prompt: bool  # false: the vectors are made without the prompt's tokens, which no batch of ours does
-    group_texts: int  # texts that go through the model together: more of them only make padding on a CPU
+    group_texts: int  # texts that go through the model together, at most
+    threads: int  # groups at once
+
+    def enter_thread(self) -> None:
+        """Prepare a thread that will run it."""
 
     def encode(self, ids: Tokens, mask: Tokens) -> Vectors:
         """A vector for each row of `ids` (texts, tokens); `mask` is 1 where there is a token and 0 where padding."""
@@ -104,28 +112,31 @@ class BatchingEngine(ABC):
         self._calls: list[Call] = []
         self._came = asyncio.Event()
         self._encoder: Encoder | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._pool: ThreadPoolExecutor | None = None
         self._batcher: asyncio.Task[None] | None = None
+        self._groups: set[asyncio.Task[None]] = set()  # in the pool
 
     @abstractmethod
     def load(self) -> Encoder:
         """The model, ready to run in the calling thread. Raises SettingsInvalid when the weights do not fit it."""
 
     async def start(self) -> None:
-        """Load the model in the thread that will run it."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedding")
-        self._encoder = await asyncio.get_running_loop().run_in_executor(self._thread, self.load)
-        check_weights(self.model, self._encoder)
-        self._batcher = asyncio.create_task(self._batch_for_ever())
+        """Load the model and begin."""
+        self._encoder = encoder = await asyncio.to_thread(self.load)
+        check_weights(self.model, encoder)
+        self._pool = ThreadPoolExecutor(encoder.threads, "embedding", encoder.enter_thread)
+        self._batcher = asyncio.create_task(self._batch_for_ever(encoder))
 
     async def stop(self) -> None:
-        """End after the batch in progress; calls still waiting get EngineDead."""
-        if self._batcher is not None:
-            self._batcher.cancel()
-            await asyncio.wait([self._batcher])
-        if self._thread is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
-        self._encoder = self._thread = self._batcher = None
+        """Give up what is under way; calls that are not done get EngineDead."""
+        tasks = [*self._groups, *([self._batcher] if self._batcher else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._encoder = self._pool = self._batcher = None
 
     async def restart(self) -> None:
         """Load the model again if the batcher is gone."""
@@ -167,25 +178,37 @@ class BatchingEngine(ABC):
         except (TypeError, ValueError) as error:  # a lone surrogate has no encoding
             raise JobFailed("invalid_request", f"a text cannot be read: {error}") from error
 
-    async def _batch_for_ever(self) -> None:
+    async def _batch_for_ever(self, encoder: Encoder) -> None:
         try:
             while True:
-                self._calls = [call for call in self._calls if not call.done.done()]
-                if not self._calls:
-                    self._came.clear()
-                    await self._came.wait()
-                await self._company()
-                await self._run(self._next_batch())
+                await self._something_to_do()
+                # A batch is made when a thread is free for it, so that all that has come by then may be in it.
+                await self._free_thread(encoder.threads)
+                for group in self._grouped(self._next_batch(), encoder):
+                    await self._free_thread(encoder.threads)
+                    task = asyncio.create_task(self._run(group))
+                    self._groups.add(task)
+                    task.add_done_callback(self._groups.discard)
         finally:
             for call in self._calls:
                 call.fail(EngineDead("the embedding engine stopped"))
             self._calls = []
 
+    async def _free_thread(self, threads: int) -> None:
+        while len(self._groups) >= threads:
+            await asyncio.wait(self._groups, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _something_to_do(self) -> None:
+        while True:
+            self._calls = [call for call in self._calls if not call.done.done()]
+            if any(call.todo for call in self._calls):
+                return await self._company()
+            self._came.clear()
+            await self._came.wait()
+
     async def _company(self) -> None:
         """Wait for a batch to fill, at most so long that the oldest call has waited for the bound."""
-        if not self.wait_s:
-            return
-        until = min(call.came for call in self._calls) + self.wait_s
+        until = min(call.came for call in self._calls if call.todo) + self.wait_s
         while sum(call.waiting for call in self._calls) < self.budget and (left := until - time.monotonic()) > 0:
             self._came.clear()
             try:
@@ -208,25 +231,33 @@ class BatchingEngine(ABC):
                     left -= cost
         return batch
 
-    async def _run(self, batch: list[Piece]) -> None:
-        if not batch:
-            return
+    def _grouped(self, batch: list[Piece], encoder: Encoder) -> list[list[Piece]]:
+        """The batch in groups of like length, the longest first; at least one for each thread."""
+        if not batch:  # all were cancelled meanwhile
+            return []
         self.batches = [*self.batches[-99:], len(batch)]
         batch.sort(key=lambda piece: len(piece[0].texts[piece[1]].ids), reverse=True)
-        try:
-            vectors = await self._encode([call.texts[index] for call, index in batch])
-        except Exception as error:  # noqa: BLE001 - a backend raises anything; it is one call's fault
-            await self._blame(batch, error)
+        size = min(encoder.group_texts, -(-len(batch) // encoder.threads))
+        return [batch[start : start + size] for start in range(0, len(batch), size)]
+
+    async def _run(self, group: list[Piece]) -> None:
+        group = [piece for piece in group if not piece[0].done.done()]
+        if not group:
             return
-        for (call, index), vector in zip(batch, vectors, strict=True):
+        try:
+            vectors = await self._encode([call.texts[index] for call, index in group])
+        except Exception as error:  # noqa: BLE001 - a backend raises anything; it is one call's fault
+            await self._blame(group, error)
+            return
+        for (call, index), vector in zip(group, vectors, strict=True):
             call.add(index, vector)
 
-    async def _blame(self, batch: list[Piece], error: Exception) -> None:
+    async def _blame(self, group: list[Piece], error: Exception) -> None:
         """One bad text must not fail the others' jobs: find whose it is by running each call's part alone."""
-        calls = list(dict.fromkeys(call for call, _ in batch))
+        calls = list(dict.fromkeys(call for call, _ in group))
         if len(calls) > 1:
             for call in calls:
-                await self._run([piece for piece in batch if piece[0] is call])
+                await self._run([piece for piece in group if piece[0] is call])
             return
         bad_input = isinstance(error, (TypeError, ValueError))
         code = "invalid_request" if bad_input else "engine_error"
@@ -238,16 +269,13 @@ class BatchingEngine(ABC):
 
     async def _encode(self, texts: list[Text]) -> Vectors:
         assert self._encoder is not None, "set at start"
-        return await asyncio.get_running_loop().run_in_executor(self._thread, encode_texts, self._encoder, texts)
+        ids, mask = padded(texts, self._encoder.pad_id)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._encoder.encode, ids, mask)
 
 
-def encode_texts(encoder: Encoder, texts: list[Text]) -> Vectors:
-    """The vectors of texts that are sorted by length, in their order."""
-    import numpy as np
-
-    size = encoder.group_texts
-    groups = [texts[start : start + size] for start in range(0, len(texts), size)]
-    return np.concatenate([encoder.encode(*padded(group, encoder.pad_id)) for group in groups])
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def padded(texts: list[Text], pad_id: int) -> tuple[Tokens, Tokens]:

@@ -7,14 +7,13 @@ worker itself never loads torch.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.catalogue import Model
 from common.embedding_presets import EMBEDDING_PRESETS
 from common.errors import SettingsInvalid
-from workers.engines.batching import BatchingEngine
+from workers.engines.batching import BatchingEngine, cores
 from workers.engines.onnx_file import onnx_file, weights_folder
 from workers.engines.sentence_folder import SentenceFolder
 from workers.engines.text import TextReader
@@ -32,9 +31,7 @@ class OnnxEncoder:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Threads that spin between two runs take the cores from web and Redis, which share the machine.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.intra_op_num_threads = 1  # each thread runs groups of its own
         self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self._inputs = [one.name for one in self._session.get_inputs()]
         if unknown := set(self._inputs) - {"input_ids", "attention_mask", "token_type_ids"}:
@@ -48,11 +45,14 @@ class OnnxEncoder:
         self.pad_id = folder.pad_id
         self.pooling = folder.pooling
         self.pools_prompt = folder.pools_prompt
-        self.group_texts = GROUP
+        self.group_texts, self.threads = GROUP, threads
         import numpy as np
 
         one = np.ones((1, 2), np.int64)
         self.dimensions = int(self.encode(one, one).shape[1])
+
+    def enter_thread(self) -> None:
+        """Nothing to prepare."""
 
     def encode(self, ids: Tokens, mask: Tokens) -> Vectors:
         """Vectors of padded texts."""
@@ -72,18 +72,19 @@ class OnnxEngine(BatchingEngine):
     def __init__(self, model: Model, data_dir: Path) -> None:
         super().__init__(model)
         self._data_dir = data_dir
+        self.graph = Path()
 
     async def start(self) -> None:
         """Find or make the graph, then load it."""
-        self._file = await onnx_file(self.model, self._data_dir)
+        self.graph = await onnx_file(self.model, self._data_dir)
         await super().start()
 
     def load(self) -> OnnxEncoder:
         """The graph, on as many threads as the options or the cores of this process allow."""
         preset = EMBEDDING_PRESETS.get(self.model.preset or "")
         folder = SentenceFolder.read(weights_folder(self.model), preset.pooling if preset else None)
-        threads = self.model.options.get("threads", len(os.sched_getaffinity(0)))
-        return OnnxEncoder(self._file, folder, self.model.max_model_len, threads)
+        threads = self.model.options.get("threads", cores())
+        return OnnxEncoder(self.graph, folder, self.model.max_model_len, threads)
 
 
 def pooled(tokens: Any, mask: Tokens, pooling: str) -> Vectors:

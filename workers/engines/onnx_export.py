@@ -45,7 +45,7 @@ def make(folder: Path, file: Path, trust_remote_code: bool) -> float:
     import numpy as np
     from sentence_transformers import SentenceTransformer
 
-    from workers.engines.batching import encode_texts
+    from workers.engines.batching import padded
     from workers.engines.onnx_engine import OnnxEncoder
     from workers.engines.sentence_folder import SentenceFolder
 
@@ -57,11 +57,9 @@ def make(folder: Path, file: Path, trust_remote_code: bool) -> float:
     )
     export(model[0].model.float().eval(), file)
     said = SentenceFolder.read(folder, getattr(model[1], "pooling_mode", None) if len(model) > 1 else None)
-    encoder = OnnxEncoder(file, said, model.max_seq_length or 512, os.cpu_count() or 1)
-    texts = sorted(encoder.reader.read(SAMPLES), key=lambda text: len(text.ids), reverse=True)
-    ours = encode_texts(encoder, texts)
-    theirs = model.encode(sorted(SAMPLES, key=lambda text: len(encoder.reader.read([text])[0].ids), reverse=True))
-    return float(np.abs(ours - theirs).max())
+    encoder = OnnxEncoder(file, said, model.max_seq_length or 512, 1)
+    ours = encoder.encode(*padded(encoder.reader.read(SAMPLES), encoder.pad_id))
+    return float(np.abs(ours - model.encode(SAMPLES)).max())
 
 
 def export(transformer: Any, file: Path) -> None:

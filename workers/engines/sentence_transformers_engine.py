@@ -10,13 +10,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from common.errors import SettingsInvalid
-from workers.engines.batching import BatchingEngine
+from workers.engines.batching import BatchingEngine, cores
 from workers.engines.text import TextReader
 
 if TYPE_CHECKING:
     from workers.engines.batching import Tokens, Vectors
 
-#: sentence-transformers' own default batch size; on a CPU larger ones gain nothing.
 CPU_GROUP = 32
 GPU_GROUP = 256
 
@@ -24,7 +23,7 @@ GPU_GROUP = 256
 class TorchEncoder:
     """A SentenceTransformer whose input comes as tokens."""
 
-    def __init__(self, model: Any, limit: int) -> None:
+    def __init__(self, model: Any, limit: int, threads: int) -> None:
         from tokenizers import Tokenizer
 
         tokenizer = model.tokenizer
@@ -36,7 +35,15 @@ class TorchEncoder:
         pooling = next((module for module in model if hasattr(module, "pooling_mode")), None)
         self.pooling = str(getattr(pooling, "pooling_mode", "no"))
         self.pools_prompt: bool = getattr(pooling, "include_prompt", True)
-        self.group_texts = CPU_GROUP if model.device.type == "cpu" else GPU_GROUP
+        self._on_cpu = model.device.type == "cpu"
+        self.group_texts, self.threads = (CPU_GROUP, threads) if self._on_cpu else (GPU_GROUP, 1)
+
+    def enter_thread(self) -> None:
+        """One core for each thread: they run groups of their own."""
+        import torch
+
+        if self._on_cpu:
+            torch.set_num_threads(1)
 
     def encode(self, ids: Tokens, mask: Tokens) -> Vectors:
         """Vectors of padded texts."""
@@ -59,12 +66,9 @@ class SentenceTransformersEngine(BatchingEngine):
         """The model, on the device that the options name or the best there is."""
         if self.model.local:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        import torch
         from sentence_transformers import SentenceTransformer
 
         options = self.model.engine_options
-        if "threads" in options:
-            torch.set_num_threads(options["threads"])
         model = SentenceTransformer(
             self.model.weights_path(),
             device=options.get("device"),
@@ -75,4 +79,4 @@ class SentenceTransformersEngine(BatchingEngine):
         )
         if not hasattr(model.tokenizer, "backend_tokenizer"):
             raise SettingsInvalid(f"{self.model.place}: {self.model.alias}: the weights have no tokenizer.json")
-        return TorchEncoder(model, self.model.max_model_len)
+        return TorchEncoder(model, self.model.max_model_len, options.get("threads", cores()))
