@@ -134,7 +134,7 @@ async def place(model: Model, settings: Settings) -> Placement:
     held = [device for device in devices if device.index in hold.devices]
     placement = Placement(", ".join(map(str, held)), model.share, held, hold)
     placement.show_engine({ORDER: "PCI_BUS_ID", VISIBLE: ",".join(str(device.index) for device in held)})
-    log.info("%s runs on %s, holding %s of it", model.queue, placement.device, _amount(model))
+    log.info("%s runs on %s and holds a share of %g", model.queue, placement.device, model.share)
     return placement
 
 

@@ -196,8 +196,7 @@ async def test_sigterm_ends_a_waiting_worker_in_order(node: Node) -> None:
 
 async def test_no_wait_and_burst_end_with_the_reason(node: Node) -> None:
     await node.device("whole", await node.start("whole", cards=ONE))
-    for flag in ("--no-wait", "--burst"):
-        refused = await node.start("whole", flag, cards=ONE)
+    for refused in [await node.start("whole", flag, cards=ONE) for flag in ("--no-wait", "--burst")]:
         assert await asyncio.wait_for(refused.wait(), DEADLINE_S) == 1
         assert "workers: generation:whole needs a whole GPU; GPU 0 is taken" in node.log(refused)
         assert "Traceback" not in node.log(refused)
@@ -226,9 +225,11 @@ async def test_what_the_worker_started_neither_keeps_its_gpu_nor_takes_it_along(
 
 
 async def test_models_without_a_share_and_workers_told_so_run_beside_any_number_on_the_cpu(node: Node) -> None:
-    await node.device("whole", await node.start("whole", cards=ONE))
-    assert await node.device("plain", await node.start("plain", cards=ONE)) == "cpu"
-    assert await node.device("vectors", await node.start("vectors", "--device", "cpu", cards=ONE)) == "cpu"
+    whole, plain = await node.start("whole", cards=ONE), await node.start("plain", cards=ONE)
+    vectors = await node.start("vectors", "--device", "cpu", cards=ONE)
+    assert await node.device("whole", whole) == "GPU 0 (simulated)"
+    assert await node.device("plain", plain) == "cpu"
+    assert await node.device("vectors", vectors) == "cpu"
 
 
 @pytest.mark.parametrize("command", [("ops.supervise", "-c"), ("honcho", "start", "-c")])
