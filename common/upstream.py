@@ -40,8 +40,27 @@ CHOICES = {
 #: Texts in one call of each flavour: the most that OpenAI and Cohere take.
 BATCH_TEXTS = {"openai": 2048, "cohere": 96}
 #: Parameters of a generation job that every server of OpenAI's API understands, and those that vLLM's does too.
-COMMON_PARAMS = ("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "stop")
-EXTENDED_PARAMS = (*COMMON_PARAMS, "min_tokens", "ignore_eos", "top_k", "min_p", "repetition_penalty")
+COMMON_PARAMS = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+    "response_format",
+)
+EXTENDED_PARAMS = (
+    *COMMON_PARAMS,
+    "min_tokens",
+    "ignore_eos",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "regex",
+    "choice",
+    "grammar",
+)
 #: Calls at once to an upstream whose entry does not say.
 CONCURRENCY = 8
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")

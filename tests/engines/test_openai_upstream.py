@@ -133,6 +133,13 @@ async def test_parameters_arrive(hosted: Worker, worker: Worker) -> None:
     assert result.output == local.output == {"text": whole[: whole.index(stop)], "finish_reason": "stop"}
 
 
+@pytest.mark.parametrize("params", [{"regex": "[a-c]{5}"}, {"choice": ["alpha", "bravo"]}])
+async def test_a_structure_is_held_to(hosted: Worker, worker: Worker, params: dict[str, Any]) -> None:
+    asked = {"prompt": "count"}
+    local = await worker.run(asked, max_tokens=20, **params)
+    assert (await hosted.run(asked, max_tokens=20, **params)).output == local.output
+
+
 async def test_a_cancel_frees_the_upstream_at_once(hosted: Worker, server: Server) -> None:
     before = await server.metric(GENERATED)
     task = asyncio.create_task(hosted.run({"prompt": "a"}, max_tokens=250, ignore_eos=True))

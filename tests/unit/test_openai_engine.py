@@ -114,6 +114,28 @@ async def test_messages_go_to_the_chat_with_the_field_for_its_limit(upstream: St
     assert (body["temperature"], "max_tokens" in body) == (0, False)
 
 
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("extensions", "structured", "sent"),
+    [
+        (False, {"json": SCHEMA}, {"response_format": {
+            "type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}
+        }}),
+        (False, {"json_object": True}, {"response_format": {"type": "json_object"}}),
+        (True, {"json": SCHEMA}, {"structured_outputs": {"json": SCHEMA}}),
+        (True, {"regex": "a+"}, {"structured_outputs": {"regex": "a+"}}),
+    ],
+)  # fmt: skip
+async def test_a_structure_is_asked_for_in_words_that_the_upstream_knows(
+    upstream: StandIn, extensions: bool, structured: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    async with engine_of(hosted(upstream, extensions=extensions)) as engine:
+        await ask(engine, prompt(structured=structured))
+    assert sent.items() <= upstream.requests[0][2].items()
+
+
 async def test_a_text_with_unicodes_own_line_ends_arrives_whole(upstream: StandIn) -> None:
     words = ["a\u2028b", "\x85c", "\u2029\x0b\x0c"]
     upstream.usual = stream(words)

@@ -135,9 +135,21 @@ class OpenAIGenerationEngine(_UpstreamEngine):
             field: request.max_tokens,
             **request.sampling,
             **({"stop": request.stop} if request.stop else {}),
+            **self._structured(request.structured),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+
+    def _structured(self, wanted: dict[str, Any] | None) -> dict[str, Any]:
+        if not wanted:
+            return {}
+        if self.client.options.extensions:
+            return {"structured_outputs": wanted}  # vLLM's field has our words
+        if "json" not in wanted:
+            return {"response_format": {"type": "json_object"}}
+        # Strict: an upstream that cannot hold to the schema refuses it, as a local engine would.
+        schema = {"name": "answer", "schema": wanted["json"], "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
     async def _answer(self, response: httpx.Response) -> AsyncGenerator[GenerationDelta]:
         """The deltas of one answer. Its end is held back until the stream's, since the usage comes in between."""
