@@ -49,6 +49,9 @@ COMMON_PARAMS = (
     "seed",
     "stop",
     "response_format",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
 )
 EXTENDED_PARAMS = (
     *COMMON_PARAMS,

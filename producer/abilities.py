@@ -15,9 +15,6 @@ NOT_UPSTREAM = (
     "n",
     "logprobs",
     "top_logprobs",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
 )
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
@@ -57,7 +54,7 @@ class Abilities:
 
 
 def _check_tools(model: Model, asked: dict[str, Any], tools: Any) -> None:
-    if model.tool_parser is None:
+    if model.tool_parser is None and model.engine != "openai":  # an upstream reads its model's calls itself
         raise InvalidField("params.tools", tools, f"no tools; the model {model.alias} has no tool_parser")
     if "messages" not in asked:
         raise InvalidField("params.tools", tools, "only together with input.messages")

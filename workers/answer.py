@@ -27,7 +27,7 @@ class Answer:
         stop = params.get("stop") or []
         self.stop: list[str] = [stop] if isinstance(stop, str) else stop
         self._texts = [self.resumed_text]
-        self._resuming = bool(self.resumed_text or self.resumed_ids)
+        self.resuming = bool(self.resumed_text or self.resumed_ids)
         self._stop = StopStrings(self.stop)
         self._ids: list[int] = []
         self._prompt_tokens = 0
@@ -71,10 +71,10 @@ class Answer:
         self._ids += delta.token_ids
         text = self._stop.pass_on(delta.text, last=delta.finish_reason is not None)
         self.finish_reason = "stop" if self._stop.met else delta.finish_reason
-        if self._resuming:
+        if self.resuming:
             # The first delta repeats what was given away. It can reach further than what was shown: the earlier
             # delivery may have held back the start of a stop string.
-            self._resuming = False
+            self.resuming = False
             text = _beyond(self._texts[0], text)
         self._texts.append(text)
         return text
@@ -95,6 +95,7 @@ class DetailedAnswer(Answer):
         self._calls = ToolCalls()
         for event in ours:
             self._calls.add(event.get("tool_calls", []))
+        self.resuming = self.resuming or bool(self._calls.whole)
         self._told: list[dict[str, Any]] | None = None  # logprobs of tokens that are told already
         self._untold: list[dict[str, Any]] = []
         if params.get("logprobs"):
@@ -102,7 +103,7 @@ class DetailedAnswer(Answer):
 
     def take(self, delta: GenerationDelta) -> dict[str, Any] | None:
         """Add one step; returns the event of what can be shown now, its text perhaps empty."""
-        event = self._details(delta, self._resuming)
+        event = self._details(delta, self.resuming)
         text = self._shown(delta)
         self._untold += delta.logprobs or []
         # The last tokens may have no text (an end token), but their log probabilities are part of the answer.

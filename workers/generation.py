@@ -116,6 +116,7 @@ def _request(spec: JobSpec, params: dict[str, Any], answer: Answer) -> Generatio
         stop=answer.stop,
         resume_text=answer.resumed_text,
         resume_ids=answer.resumed_ids,
+        resumed=answer.resuming,
         adapter=spec.model if spec.base else None,
         priority=PRIORITIES[spec.priority],
         structured=_structured(params),

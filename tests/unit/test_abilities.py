@@ -66,7 +66,7 @@ def test_several_answers_need_a_temperature_the_models_own_too(weights: Path) ->
     Abilities().check(cold, {"prompt": "x"}, {"n": 1})
 
 
-@pytest.mark.parametrize("name", ["n", "logprobs", "tools", "parallel_tool_calls"])
+@pytest.mark.parametrize("name", ["n", "logprobs", "top_logprobs"])
 def test_what_is_not_handed_on_to_an_upstream_is_refused_not_dropped(name: str) -> None:
     hosted = Model("m", "generation", "openai", "gpt", 64, 4, options={"extensions": True})
     assert refused(hosted, CHAT, {name: 2}) == f"params.{name}: nothing; m is an upstream, to which it is not handed on"

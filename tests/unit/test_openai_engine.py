@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
+import json
 import logging
 import struct
 import time
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from common.catalogue import Model
 from common.cost import Cost
 from common.errors import EngineDead, JobFailed, NotNow, SettingsInvalid
+from common.jobs import ClaimedJob, Work
 from tests.unit.test_generation_function import Bench, claimed
 from tests.upstream_stand_in import USAGE, WORDS, Reply, StandIn, chunk, stream
 from tests.worker.place import until
@@ -377,6 +380,52 @@ async def test_tokens_are_counted_by_the_upstream_or_not_at_all(upstream: StandI
         upstream.usual = stream(WORDS, usage=None)
         assert (await bench.run(claimed())).usage == {}
     assert all("ids" not in event for event in bench.events)
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+CALLS = [
+    {"id": "call_a", "type": "function", "function": {"name": "weather", "arguments": '{"in": "Rom"}'}},
+    {"id": "call_b", "type": "function", "function": {"name": "weather", "arguments": "{}"}},
+]
+
+
+def calling(*before: str) -> Reply:
+    """An answer that calls two tools, in pieces as OpenAI streams them."""
+    pieces = [
+        {"index": 0, "id": "call_a", "type": "function", "function": {"name": "weather", "arguments": ""}},
+        {"index": 0, "function": {"arguments": '{"in": '}},
+        {"index": 0, "function": {"arguments": '"Rom"}'}},
+        {"index": 1, "id": "call_b", "type": "function", "function": {"name": "weather", "arguments": "{}"}},
+    ]
+    whole = stream(list(before), finish="tool_calls", chat=True)
+    assert whole.events is not None
+    deltas = [{"choices": [{"index": 0, "delta": {"content": None, "tool_calls": [piece]}}]} for piece in pieces]
+    whole.events[len(before) : len(before)] = [b"data: " + json.dumps(delta).encode() + b"\n\n" for delta in deltas]
+    return whole
+
+
+def asking_for_tools(claims: int = 1) -> ClaimedJob:
+    work = Work({"messages": [{"role": "user", "content": "?"}]}, {"tools": TOOLS, "tool_choice": "required"})
+    return msgspec.structs.replace(claimed(claims), raw=msgspec.json.encode(work))
+
+
+@pytest.mark.parametrize("before", [[], ["Let me ", "see."]])
+async def test_tool_calls_are_read_whole_whatever_is_shown_when_the_job_comes_again(
+    upstream: StandIn, before: list[str]
+) -> None:
+    upstream.usual = calling(*before)
+    async with bench_on(upstream) as bench:
+        whole = await bench.run(asking_for_tools())
+        assert whole.output == {"text": "".join(before), "finish_reason": "tool_calls", "tool_calls": CALLS}
+        body = upstream.requests[0][2]
+        assert (body["tools"], body["tool_choice"], "parallel_tool_calls" in body) == (TOOLS, "required", False)
+        events = list(bench.events)
+        assert [event.get("tool_calls") for event in events[:-1]] == [None] * len(before)
+        for cut in range(1, len(events) + 1):
+            bench.events = events[:cut]
+            assert await bench.run(asking_for_tools(2)) == whole
+            assert bench.text == "".join(before)
+            assert sum(len(event.get("tool_calls", [])) for event in bench.events) == 2
 
 
 @pytest.mark.parametrize(("used", "incomplete"), [(4, True), (20, False), (None, False)])

@@ -11,7 +11,7 @@ import asyncio
 import base64
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 import msgspec
@@ -36,8 +36,20 @@ class _Usage(msgspec.Struct):
     completion_tokens: int = 0
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    function: _Function = msgspec.field(default_factory=_Function)
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
+    tool_calls: list[_Call] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -118,10 +130,12 @@ class OpenAIGenerationEngine(_UpstreamEngine):
         """Deltas as the upstream streams them, without token ids; the last has the upstream's own count of tokens."""
         self._check_open()
         path = "/chat/completions" if request.messages else "/completions"
+        whole = request.resumed and request.tools is not None
         async with (
             self.client.call(path, self._body(request)) as response,
             aclosing(self._answer(response)) as answer,
-            aclosing(_after(request.resume_text, answer, self.model.alias)) as deltas,
+            aclosing(_joined(answer) if whole else answer) as pieces,
+            aclosing(_after(request.resume_text, pieces, self.model.alias)) as deltas,
         ):
             async for delta in deltas:
                 yield delta
@@ -136,6 +150,7 @@ class OpenAIGenerationEngine(_UpstreamEngine):
             **request.sampling,
             **({"stop": request.stop} if request.stop else {}),
             **self._structured(request.structured),
+            **_tools(request),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
@@ -152,22 +167,27 @@ class OpenAIGenerationEngine(_UpstreamEngine):
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
     async def _answer(self, response: httpx.Response) -> AsyncGenerator[GenerationDelta]:
-        """The deltas of one answer. Its end is held back until the stream's, since the usage comes in between."""
+        """The deltas of one answer. Its end is held back until the stream's, since the usage comes in between.
+
+        So are tool calls, that an answer which is interrupted has shown all of them or none.
+        """
         reason: FinishReason | None = None
         usage: dict[str, int] = {}
+        calls = _Calls()
         async with aclosing(self._chunks(response)) as chunks:
             async for chunk in chunks:
                 if chunk.usage is not None:
                     usage = msgspec.structs.asdict(chunk.usage)
                 for choice in chunk.choices[:1]:
                     text = choice.text if choice.delta is None else choice.delta.content
+                    calls.add(choice.delta.tool_calls if choice.delta else None)
                     if text:
                         yield GenerationDelta(text, [], None, 0, usage={})
                     if choice.finish_reason is not None:
                         reason = self._reason(choice.finish_reason)
         if reason is None:
             raise self.client.failed("upstream_broke", "the stream ended in the middle of the answer")
-        yield GenerationDelta("", [], reason, usage.get("prompt_tokens", 0), usage)
+        yield GenerationDelta("", [], reason, usage.get("prompt_tokens", 0), usage, tool_calls=calls.whole)
 
     async def _chunks(self, response: httpx.Response) -> AsyncGenerator[_Chunk]:
         async with aclosing(self._lines(response)) as lines:
@@ -203,7 +223,44 @@ class OpenAIGenerationEngine(_UpstreamEngine):
     def _reason(self, reason: str) -> FinishReason:
         if reason == "content_filter":
             raise self.client.failed("content_filter", "its filter ended the answer", retryable=False)
-        return "length" if reason == "length" else "stop"
+        return cast(FinishReason, reason) if reason in ("length", "tool_calls") else "stop"
+
+
+class _Calls:
+    """Tool calls put together from their pieces, as the answer's last delta tells them."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, dict[str, Any]] = {}
+
+    def add(self, pieces: list[_Call] | None) -> None:
+        """Add pieces in their order; a call's first one names it."""
+        for piece in pieces or []:
+            name, call_id = piece.function.name or "", piece.id or f"call_{piece.index}"
+            new = {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
+            call = self._calls.setdefault(piece.index, new)
+            call["function"]["arguments"] += piece.function.arguments or ""
+
+    @property
+    def whole(self) -> list[dict[str, Any]] | None:
+        """All calls, in their order; None when there is none."""
+        return [{"index": index, **call} for index, (_, call) in enumerate(sorted(self._calls.items()))] or None
+
+
+def _tools(request: GenerationRequest) -> dict[str, Any]:
+    if request.tools is None:
+        return {}
+    choice = {} if request.tool_choice is None else {"tool_choice": request.tool_choice}
+    alone = {} if request.parallel_tool_calls else {"parallel_tool_calls": False}
+    return {"tools": request.tools, **choice, **alone}
+
+
+async def _joined(deltas: AsyncGenerator[GenerationDelta]) -> AsyncGenerator[GenerationDelta]:
+    """One delta of all."""
+    text = ""
+    async for delta in deltas:
+        text += delta.text
+        if delta.finish_reason is not None:
+            yield msgspec.structs.replace(delta, text=text)
 
 
 async def _after(shown: str, deltas: AsyncGenerator[GenerationDelta], alias: str) -> AsyncGenerator[GenerationDelta]:

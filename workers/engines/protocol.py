@@ -39,6 +39,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop: list[str] = []
     resume_text: str = ""
     resume_ids: list[int] = []
+    resumed: bool = False  # something was given away already, be it no text
     adapter: str | None = None  # alias of the model's adapter that answers; None for the model itself
     priority: int = 0  # lower goes first
     structured: dict[str, Any] | None = None
