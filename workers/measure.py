@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.catalogue import Model
+from common.errors import SettingsInvalid
 from common.settings import load_settings
 from workers.devices import list_devices
 from workers.engines import embedding_engine, generation_engine
@@ -29,10 +30,14 @@ MIB = 1 << 20
 def measure(model: Model) -> dict[str, Any]:
     """Load the model, use it for some seconds; returns figures by name (`_s` seconds, `_ms` milliseconds).
 
-    Raises SettingsInvalid while workers hold the GPUs that it needs.
+    Raises SettingsInvalid for a kind that is not measured here, and while workers hold the GPUs that it needs.
     """
     import uvloop
 
+    if model.kind not in ("generation", "embedding"):
+        raise SettingsInvalid(
+            f"{model.place}: {model.alias} is for {model.kind}; measured are generation and embedding"
+        )
     return uvloop.run(_placed(model, _generation if model.kind == "generation" else _embedding))
 
 

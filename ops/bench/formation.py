@@ -61,7 +61,8 @@ def formation(model: Model, aof: Aof = "everysec") -> Iterator[Formation]:
 
 
 def write_catalogue(folder: Path, model: Model) -> Path:
-    """A catalogue with this model alone."""
+    """A catalogue with this model alone; what preset and keys ask of vLLM stands among its options."""
+    options = model.engine_options if model.engine == "vllm" else model.options
     lines = [
         f"[models.{model.alias}]",
         *(f"{key} = {_toml(value)}" for key, value in (("kind", model.kind), ("engine", model.engine))),
@@ -69,7 +70,7 @@ def write_catalogue(folder: Path, model: Model) -> Path:
         f"max_model_len = {model.max_model_len}",
         f"slots = {model.slots}",
         f"[models.{model.alias}.options]",
-        *(f"{key} = {_toml(value)}" for key, value in model.options.items()),
+        *(f"{key} = {_toml(value)}" for key, value in options.items()),
         f"[models.{model.alias}.defaults]",
         *(f"{key} = {_toml(value)}" for key, value in model.defaults.items()),
     ]

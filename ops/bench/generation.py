@@ -49,7 +49,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         model = replace(model, weights=str(endless(Path(model.weights_path()), folder / "model")))
         places = _places(model, folder, options, stack)
         rounds = asyncio.run(_rounds(places, options))
-    settings = {"concurrency": options.concurrency, "max_tokens": options.max_tokens, **ARGUMENTS, **model.options}
+    settings = {
+        "concurrency": options.concurrency,
+        "max_tokens": options.max_tokens,
+        **ARGUMENTS,
+        **model.engine_options,
+    }
     return {
         "settings": settings,
         "rounds": rounds,
@@ -152,7 +157,7 @@ def _set(file: Path, name: str, value: Any) -> None:
 
 def _server(model: Model, folder: Path) -> contextlib.AbstractContextManager[VllmServer]:
     own = {"model": model.weights_path(), "served_model_name": model.alias, "max_model_len": model.max_model_len}
-    return vllm_server({**own, **ARGUMENTS, **model.options}, folder)
+    return vllm_server({**own, **ARGUMENTS, **model.engine_options}, folder)
 
 
 def _told(row: Mapping[str, Any]) -> str:

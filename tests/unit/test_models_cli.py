@@ -134,6 +134,12 @@ def test_bench_measures_each_model_and_says_on_what(jarvis: Jarvis) -> None:
     assert "machine: " in done.stderr
 
 
+def test_bench_refuses_a_kind_that_it_does_not_measure(jarvis: Jarvis) -> None:
+    done = jarvis('[models.ear]\nkind = "transcription"\nengine = "fake"\n', "bench", "ear")
+    assert done.returncode == 1
+    assert "models.toml:1: ear is for transcription; measured are generation and embedding" in done.stderr
+
+
 def test_of_a_hubs_files_only_the_formats_that_the_engine_reads_are_fetched() -> None:
     files = ["config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx", "m.gguf", "tokenizer.json"]
     assert list(chosen(files, "vllm")) == ["config.json", "model.safetensors", "tokenizer.json"]
