@@ -95,8 +95,8 @@ MUTANTS = (
     Mutant(
         "release counts an attempt",
         "workers/worker.py",
-        "return Outcome.release(run.job, run.seq)",
-        "return self._failed(run, JobFailed('shutdown', 'the worker stops', True, 0))",
+        'if run.reason == "shutdown":\n            return Outcome.release(run.job, run.seq)',
+        "if run.reason == 'shutdown':\n            return self._failed(run, JobFailed('shutdown', '', True, 0))",
         f"{STOPPING}::test_a_drain_gives_a_long_job_back_without_counting_an_attempt",
     ),
     Mutant(
@@ -245,6 +245,34 @@ MUTANTS = (
         "number .. '-0', 'e', event",
         "number .. '-*', 'e', event",
         LOST,
+    ),
+    Mutant(
+        "a helper that takes what the queue's own workers would",
+        "common/lua/help.lua",
+        "    if is_before(name) then return false end\n",
+        "",
+        "tests/conformance/test_help.py",
+    ),
+    Mutant(
+        "a helper that goes on with another model's answer",
+        "common/lua/help.lua",
+        "helping = true",
+        "helping = false",
+        "tests/conformance/test_help.py",
+    ),
+    Mutant(
+        "an upstream that takes nothing costs an attempt",
+        "workers/worker.py",
+        "            return Outcome.release(run.job, run.seq)\n        except Exception",
+        "            return self._failed(run, JobFailed('busy', 'busy', True))\n        except Exception",
+        "tests/faults/test_fallback.py::test_a_hosted_model_that_takes_nothing_loses_no_job_and_none_of_its_attempts",
+    ),
+    Mutant(
+        "an answer asked for again is shown again",
+        "workers/engines/openai_engine.py",
+        "_after(request.resume_text, pieces",
+        '_after("", pieces',
+        "tests/unit/test_openai_engine.py",
     ),
 )
 
