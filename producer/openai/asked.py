@@ -26,7 +26,7 @@ SAME = (
     "temperature", "top_p", "presence_penalty", "frequency_penalty", "stop", "n",
     "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos",
 )  # fmt: skip
-SAME_IN_CHAT = ("logprobs", "top_logprobs", "response_format", "tools", "tool_choice")
+SAME_IN_CHAT = ("logprobs", "top_logprobs", "response_format", "tools", "tool_choice", "parallel_tool_calls")
 
 
 def _nothing_like_it(value: Any) -> Any:
@@ -128,7 +128,7 @@ class ChatAsked(_Generating):
         if self.max_completion_tokens is not None:
             params["max_tokens"] = self.max_completion_tokens
         if not self.tools:
-            params |= {"tools": None, "tool_choice": None}
+            params |= {"tools": None, "tool_choice": None, "parallel_tool_calls": None}
         if not self.logprobs:
             params |= {"logprobs": None, "top_logprobs": None}
         asked = {"messages": [_message(number, one) for number, one in enumerate(self.messages)]}

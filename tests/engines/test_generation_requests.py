@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -16,7 +17,7 @@ from common.errors import JobFailed, SettingsInvalid
 from tests.engines.conftest import Worker
 from workers.answer import ToolCalls
 from workers.engines.protocol import GenerationDelta, GenerationRequest
-from workers.engines.vllm_requests import Parsers, unknown_parsers
+from workers.engines.vllm_requests import RESUMED, Parsers, resume_grammars, unknown_parsers
 
 PROMPT = {"prompt": "Every job is written down."}
 SCHEMA = {
@@ -270,6 +271,48 @@ async def test_a_call_that_the_model_makes_by_itself_is_found(loaded: Loaded, ti
     assert call["id"] == "call_job_0"
     assert "".join(delta.text for delta in deltas).strip() == "Well."
     assert deltas[-1].finish_reason == "tool_calls"
+
+
+class Recorder:
+    """A grammar that notes the tokens it is led over."""
+
+    def __init__(self) -> None:
+        self.led: list[int] = []
+
+    def accept_tokens(self, request_id: str, tokens: list[int]) -> bool:
+        self.led += tokens
+        return True
+
+
+@pytest.mark.parametrize(
+    ("emitted", "led"),
+    [("I ponder</think>{", "{"), ("</think>", ""), ("I ponder", ""), ('</think>{"a"', '{"a"')],
+)
+def test_a_resumed_grammar_is_led_over_the_answer_and_not_over_the_reasoning_before_it(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, emitted: str, led: str
+) -> None:
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+    from vllm.v1.structured_output import StructuredOutputManager
+    from vllm.v1.structured_output.request import StructuredOutputRequest
+
+    grammar, ids = Recorder(), loaded.tokenizer.encode(emitted)
+    monkeypatch.setattr(StructuredOutputManager, "_create_grammar", lambda *_: grammar)
+    resume_grammars()
+    manager = object.__new__(StructuredOutputManager)
+    manager.enable_in_reasoning, manager.tokenizer = False, loaded.tokenizer
+    manager.reasoner_cls = ReasoningParserManager.get_reasoning_parser("deepseek_r1")
+    structured = StructuredOutputRequest(StructuredOutputsParams(regex=".*"), reasoning_ended=False)
+    request = SimpleNamespace(
+        request_id="job",
+        sampling_params=SamplingParams(extra_args={RESUMED: len(ids)}),
+        prompt_token_ids=[1, 2, *ids],
+        all_token_ids=[1, 2, *ids],
+        structured_output_request=structured,
+    )
+    assert manager._create_grammar(request) is grammar
+    assert loaded.tokenizer.decode(grammar.led) == led
+    assert structured.reasoning_ended == ("</think>" in emitted)
 
 
 def test_a_parser_that_vllm_does_not_have_is_refused_and_the_others_are_named(tiny_model: Model) -> None:
