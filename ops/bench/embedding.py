@@ -23,7 +23,7 @@ from typing import Any
 
 from common.catalogue import Catalogue, Model
 from common.settings import load_settings
-from ops.bench import figures
+from ops.bench import figures, retrieval
 from ops.bench.client import Connection
 from ops.bench.direct import Direct
 from ops.bench.formation import Formation, formation, write_catalogue
@@ -140,11 +140,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print(f"alone, texts/s by batch size: {sizes}", flush=True)
         served = dict(_served(model, options, folder, stack, given))
         rounds = [_round(alone, served, number) for number in range(-1, options.rounds)][1:]  # the first warms up
-        reference = process.ask({"reference": given[:COMPARED]})["vectors"]
-        agreement = {name: _agreement(one.vectors(given[:COMPARED]), reference) for name, one in served.items()}
+        quality = _quality(process, served, given[:COMPARED])
     medians = figures.medians(rounds)
-    for name, cosine in agreement.items():
-        medians[name]["cosine"] = cosine
+    for name, found in quality.items():
+        medians[name].update(found)
     return {
         "settings": {**_settings(options), "engine": model.engine, "alone_by_batch_size": sizes},
         "rounds": rounds,
@@ -229,6 +228,24 @@ def _vector(sent: Any) -> Vector:
         return sent  # type: ignore[no-any-return]
     data = base64.b64decode(sent)
     return struct.unpack(f"<{len(data) // 4}f", data)
+
+
+def _quality(process: Direct, served: dict[str, Served], some: list[str]) -> dict[str, dict[str, float]]:
+    """How near the vectors are to sentence-transformers' in float32, and how well each finds answers to questions."""
+    questions, answers = retrieval.pairs()
+    every = [*some, *questions, *answers]
+    ends = len(some), len(some) + len(questions)
+
+    def found(vectors: Sequence[Vector]) -> float:
+        return retrieval.ndcg(vectors[ends[0] : ends[1]], vectors[ends[1] :])
+
+    reference = process.ask({"reference": every})["vectors"]
+    quality = {"direct": {"ndcg": found(reference)}}
+    for name, one in served.items():
+        vectors = one.vectors(every)
+        cosine = _agreement(vectors[: ends[0]], reference[: ends[0]])
+        quality[name] = {"cosine": cosine, "ndcg": found(vectors)}
+    return quality
 
 
 def _agreement(ours: Sequence[Vector], reference: Sequence[Vector]) -> float:

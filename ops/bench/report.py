@@ -50,6 +50,7 @@ EMBEDDING: tuple[Column, ...] = (
     ("client_ms", "client CPU ms/text", 2),
     ("rss_mib", "RSS MiB", 0),
     ("cosine", "least cosine to float32", 6),
+    ("ndcg", "nDCG@10", 3),
 )
 
 

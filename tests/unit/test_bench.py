@@ -31,6 +31,7 @@ from ops.bench import (
     picture,
     queues,
     report,
+    retrieval,
     submit,
     vllm_server,
 )
@@ -292,6 +293,15 @@ def test_the_time_added_to_the_first_token_is_a_difference_and_the_speed_a_ratio
     assert figures.last_line(found) == (
         "vs_direct=0.90 vs_server=none ttft_added_ms=7.00 vs_direct_streams=0.80 vs_server_streams=none"
     )
+
+
+def test_the_retrieval_task_is_perfect_only_when_each_right_answer_is_first() -> None:
+    questions, answers = retrieval.pairs()
+    assert len(set(questions)) == len(answers) > 100
+    rows = [[1.0, 0.0, 0.1], [0.0, 2.0, 0.1], [1.0, 1.0, 0.1]]
+    assert retrieval.ndcg(rows, rows) == pytest.approx(1)
+    assert retrieval.ndcg(rows, [rows[1], rows[0], rows[2]]) < 0.7
+    assert retrieval.ndcg(rows, [rows[1], rows[0], rows[2]], best=1) == pytest.approx(1 / 3)
 
 
 def test_no_two_texts_of_the_embedding_benchmark_are_the_same() -> None:
