@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
+import itertools
 import json
 import logging
 import struct
@@ -237,6 +238,36 @@ async def test_once_one_call_was_taken_the_others_do_not_wait_for_each_other(ups
         await until(lambda: len(upstream.requests) == 8, "three are asked at once")
         upstream.gate.set()
         await asyncio.gather(*tasks)
+
+
+async def test_a_call_that_was_taken_earlier_does_not_end_the_pause(upstream: StandIn) -> None:
+    asked_for = Reply(429, {"retry-after-ms": "300"}, {"error": {"message": "slow down"}})
+    upstream.replies = [dataclasses.replace(stream(WORDS), late=True), asked_for]
+    upstream.gate.clear()
+    async with engine_of(hosted(upstream)) as engine:
+        early = asyncio.create_task(ask(engine))
+        await until(lambda: len(upstream.requests) == 1, "one call is under way")
+        refused = asyncio.create_task(ask(engine))
+        await until(lambda: engine.client.held_s > 0, "another is refused")
+        upstream.gate.set()
+        await early
+        await asyncio.gather(refused, ask(engine))
+    _, refusal, *others = upstream.arrived
+    assert len(others) == 2
+    assert min(others) - refusal >= 0.29
+
+
+async def test_calls_refused_together_count_as_one_pause_and_no_pause_at_all_is_not_believed_twice(
+    upstream: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing = Reply(429, {"retry-after": "0"}, {"error": {"message": "slow down"}})
+    upstream.replies = [nothing] * 8
+    async with engine_of(hosted(upstream, concurrency=4)) as engine:
+        await asyncio.gather(*(ask(engine) for _ in range(4)))
+    assert len(upstream.requests) == 4 + 5 + 3, "the first of the next ones takes the other refusals, one by one"
+    gaps = [after - before for before, after in itertools.pairwise(upstream.arrived[4:9])]
+    assert all(gap >= least for gap, least in zip(gaps, (0.03, 0.07, 0.15, 0.31), strict=True))
+    assert len([record for record in caplog.records if "no calls for" in record.message]) == 5
 
 
 async def test_one_connection_serves_one_answer_after_the_other(upstream: StandIn) -> None:

@@ -30,6 +30,7 @@ log = logging.getLogger("jarvis.engines")
 NOT_NOW = (401, 402, 429, 503, 529)
 PAUSE_S = 1.0  # before the second call to an upstream that says no time itself; doubles each time
 PAUSE_MAX_S = 30.0
+LEAST_S = 0.02  # before the second call, whatever the upstream says; doubles each time
 ASKED_MAX_S = 3600.0  # the longest pause that is believed
 RETRY_S = 0.5  # before the second try of a call that failed; doubles each time
 BODY_BYTES = 65_536  # of an error that are read
@@ -43,7 +44,7 @@ class UpstreamClient:
         self.options = Upstream.of(model.options)
         self._turns = asyncio.Semaphore(self.options.concurrency)
         self._first = asyncio.Lock()
-        self._refused = 0  # how often in a row nothing was taken
+        self._refused = 0  # pauses in a row
         self._not_before = 0.0
         self._client: httpx.AsyncClient | None = None
         self._secrets: list[str] = []
@@ -126,16 +127,20 @@ class UpstreamClient:
             async with asyncio.timeout(max(0.0, until - time.monotonic())):
                 await self._first.acquire()
         except TimeoutError:
-            raise self._not_now() from None
+            raise NotNow(f"the upstream of {self.model.alias} takes one call after the other") from None
         try:
             if self._refused:
-                if self._not_before > until:
-                    raise self._not_now()
-                await asyncio.sleep(self.held_s)
+                await self._pause(until)
                 return await self._send(path, body)
         finally:
             self._first.release()
         return await self._send(path, body)
+
+    async def _pause(self, until: float) -> None:
+        while self.held_s:  # it may grow meanwhile
+            if self._not_before > until:
+                raise NotNow(f"the upstream of {self.model.alias} takes no calls for {self.held_s:.0f} s")
+            await asyncio.sleep(self.held_s)
 
     async def _send(self, path: str, body: dict[str, Any]) -> httpx.Response | None:
         assert self._client is not None, "opened"
@@ -149,21 +154,21 @@ class UpstreamClient:
             pause_s = retry_after_s(response.headers)
             self._hold(pause_s, f"{response.status_code} {await _message(response)}")
             return None
-        self._refused = 0
+        if not self.held_s:  # else it was asked before another call was refused
+            self._refused = 0
         return response
 
     def _hold(self, pause_s: float | None, why: str) -> None:
-        if pause_s is not None:
-            pause_s = min(ASKED_MAX_S, pause_s)
+        """Make no call for as long as the upstream asks for, else for longer each time."""
+        again = 2.0 ** min(self._refused, 10)
+        if pause_s is None:
+            pause_s = min(PAUSE_MAX_S, PAUSE_S * again) * random.uniform(0.5, 1.0)
         else:
-            pause_s = min(PAUSE_MAX_S, PAUSE_S * 2.0 ** min(self._refused, 10)) * random.uniform(0.5, 1.0)
-        self._refused += 1
-        # Calls that were under way together are refused together: the longest pause counts.
+            pause_s = min(ASKED_MAX_S, max(pause_s, LEAST_S * again))  # "0" again and again must not be a storm
+        if not self.held_s:  # calls that were under way together are refused together: that counts once
+            self._refused += 1
+            log.warning("%s; no calls for %.1f s", self.failed("", why).message, pause_s)
         self._not_before = max(self._not_before, time.monotonic() + pause_s)
-        log.warning("%s; no calls for %.1f s", self.failed("", why).message, self.held_s)
-
-    def _not_now(self) -> NotNow:
-        return NotNow(f"the upstream of {self.model.alias} takes no calls for {self.held_s:.0f} s")
 
     async def _failure(self, response: httpx.Response) -> JobFailed:
         message = f"{response.status_code} {await _message(response)}"
