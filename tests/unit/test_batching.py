@@ -127,6 +127,28 @@ async def test_a_long_job_does_not_hold_up_a_short_one(engine: Engine) -> None:
     await asyncio.gather(first, long)
 
 
+async def test_a_text_is_cut_at_the_models_length_and_counted_whole(engine: Engine) -> None:
+    batch = await engine.embed([text(3, 50), text(4, 120), text(5, 51)])
+    assert [(cut.index, cut.tokens) for cut in batch.truncated] == [(1, 120), (2, 51)]
+    assert (batch.prompt_tokens, batch.vectors[:, 1].tolist()) == (150, [50, 50, 50])
+    with pytest.raises(JobFailed, match=r"texts\[1\] has 51 tokens, the model takes 50") as caught:
+        await engine.embed([text(3, 50), text(5, 51)], truncate=False)
+    assert (caught.value.code, caught.value.retryable) == ("text_too_long", False)
+
+
+async def test_a_cancelled_call_takes_its_texts_out(engine: Engine) -> None:
+    first = await blocked(engine)
+    gone = asyncio.create_task(engine.embed([text(7, 5)] * 8))
+    kept = asyncio.create_task(engine.embed([text(8, 2)]))
+    for _ in range(5):  # the batcher now waits for a free thread
+        await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    engine.counting.go.set()
+    await asyncio.gather(first, kept)
+    assert engine.counting.groups == [[1], [2]]
+
+
 async def test_one_calls_failure_is_not_the_others(engine: Engine) -> None:
     first = await blocked(engine)
     calls = [asyncio.create_task(engine.embed([one])) for one in ("w5", "bad", "w6")]

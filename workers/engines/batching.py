@@ -218,7 +218,7 @@ class BatchingEngine(ABC):
 
     def _next_batch(self) -> list[Piece]:
         """Texts of all waiting calls, up to the budget: first a share each, then the rest in order of arrival."""
-        calls = [call for call in self._calls if call.todo and not call.done.done()]
+        calls = [call for call in self._calls if call.todo]
         batch: list[Piece] = []
         left = self.budget
         for allowed in (self.budget // max(1, len(calls)), self.budget):
@@ -233,15 +233,13 @@ class BatchingEngine(ABC):
 
     def _grouped(self, batch: list[Piece], encoder: Encoder) -> list[list[Piece]]:
         """The batch in groups of like length, the longest first; at least one for each thread."""
-        if not batch:  # all were cancelled meanwhile
-            return []
         self.batches = [*self.batches[-99:], len(batch)]
         batch.sort(key=lambda piece: len(piece[0].texts[piece[1]].ids), reverse=True)
         size = min(encoder.group_texts, -(-len(batch) // encoder.threads))
         return [batch[start : start + size] for start in range(0, len(batch), size)]
 
     async def _run(self, group: list[Piece]) -> None:
-        group = [piece for piece in group if not piece[0].done.done()]
+        group = [piece for piece in group if not piece[0].done.done()]  # nobody waits for the others any more
         if not group:
             return
         try:
