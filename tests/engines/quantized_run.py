@@ -51,7 +51,7 @@ def of_transformers(folder: str) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tests.engines.quantized_model import dequantized
+    from ops.bench.quantize import dequantized
 
     plain: Any = AutoModelForCausalLM.from_pretrained(dequantized(Path(folder)), dtype=torch.bfloat16)
     ids = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt").input_ids

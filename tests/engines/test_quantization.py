@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.catalogue import Catalogue
-from tests.engines.quantized_model import WRITERS, dequantized
+from ops.bench.quantize import WRITERS, dequantized
 from workers.engines import vllm_quantization
 from workers.engines.checks import problems
 

@@ -1,7 +1,7 @@
-"""Writes the tiny Llama again with quantized weights, in the layouts that AutoAWQ, GPTQ and LLM Compressor write.
+"""Writes a Llama again with quantized weights, in the layouts that AutoAWQ, GPTQ and LLM Compressor write.
 
-Round-to-nearest, no calibration: the point is the file format and that an engine's kernels read it, not the quality.
-Each writer returns the folder; `dequantized` is the same model in plain weights, which any engine must agree with.
+Round-to-nearest, no calibration: the point is the file format and that an engine's kernels read it; real recipes lose
+less. Each writer returns the folder; `dequantized` is the same model in plain weights, what any engine must agree with.
 """
 
 from __future__ import annotations
