@@ -63,10 +63,15 @@ def fetch(model: Model) -> tuple[Path, int]:
         files = chosen([file.rfilename for file in about.siblings or ()], model.engine)
         folder = snapshot_download(model.weights, revision=model.revision, allow_patterns=list(files))
     except HfHubHTTPError as error:
-        raise SettingsInvalid(f"{model.place_of('weights')}: the hub refuses {wanted}: {error}") from None
+        raise SettingsInvalid(f"{model.place_of('weights')}: the hub refuses {wanted}: {_first_line(error)}") from None
     except (HTTPError, OSError) as error:  # nobody answers, HF_HUB_OFFLINE is set, the disk is full
-        raise SettingsInvalid(f"{model.place_of('weights')}: cannot fetch {wanted}: {error}") from None
+        raise SettingsInvalid(f"{model.place_of('weights')}: cannot fetch {wanted}: {_first_line(error)}") from None
     return Path(folder), size_bytes(Path(folder))
+
+
+def _first_line(error: Exception) -> str:
+    # The hub's errors go on with links and advice.
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def chosen(files: Iterable[str], engine: str) -> Iterable[str]:

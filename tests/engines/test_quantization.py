@@ -154,13 +154,15 @@ def test_every_option_is_checked_by_name_and_type_against_vllms_own(found: Found
         'enforce_eager = "yes"',
         "seed = 1.5",
         "async_scheduling = 1",
+        'max_num_seqs = "8"',
     ]
-    name, eager, seed, scheduling = found(tiny_folder, 'kv_cache_dtype = "fp7"', *lines)[1:]
+    name, eager, seed, scheduling, sequences = found(tiny_folder, 'kv_cache_dtype = "fp7"', *lines)[1:]
     assert name.startswith("8: [models.m] vLLM ")
     assert name.endswith("has no option 'max_num_sequences'; did you mean max_num_seqs?")
     assert eager == "9: [models.m] enforce_eager is 'yes': must be true or false"
     assert seed.startswith("10: [models.m] seed is 1.5: Input should be a valid integer")
     assert scheduling == "11: [models.m] async_scheduling is 1: must be true or false"
+    assert sequences == "12: [models.m] max_num_seqs is '8': must be a number"
     (cache,) = found(tiny_folder, 'kv_cache_dtype = "fp7"')
     assert cache.startswith("6: [models.m] kv_cache_dtype is 'fp7': Input should be 'auto'")
 

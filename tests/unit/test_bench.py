@@ -29,6 +29,7 @@ from ops.bench import (
     hotspots,
     loads,
     picture,
+    quantization,
     queues,
     report,
     retrieval,
@@ -493,3 +494,22 @@ def test_the_peers_that_lost_nothing_and_recovered_soonest_come_first() -> None:
     peers = {"lossy": result(490, 1.0), "slow": result(500, 60.0), "soon": result(500, 5.0), "broken": {"error": "x"}}
     assert [name for name, _ in fault.quoted(peers)] == ["soon", "slow", "lossy"]
     assert dict(fault.quoted(peers))["lossy"]["lost"] == 10
+
+
+# --- quantization
+
+
+def test_quantized_answers_are_compared_token_by_token_with_the_models_own() -> None:
+    rows: dict[str, dict[str, Any]] = {
+        "unquantized": {"ids": [[1, 2, 3, 4], [5, 6, 7, 8]]},
+        "awq": {"ids": [[1, 2, 9, 4], [5, 6, 7, 8]]},
+    }
+    quantization.compare(rows)
+    assert (rows["awq"]["same_percent"], rows["awq"]["prefix_tokens"]) == (87.5, 3.0)
+    assert (rows["unquantized"]["same_percent"], rows["unquantized"]["prefix_tokens"]) == (100.0, 4.0)
+
+
+def test_what_a_failed_engine_said_last_is_told_without_its_traceback() -> None:
+    text = "[rank0]: Traceback\n[rank0]:   File x\n[rank0]: ValueError: no kernel\nLoading: 0%\n"
+    assert quantization.last_error(text) == "ValueError: no kernel"
+    assert quantization.last_error("killed") == "killed"

@@ -14,6 +14,7 @@ import pytest
 from ops import model_weights
 from ops.model_weights import chosen, size_in_words
 from tests.redis_server import free_port
+from tests.unit.hub_stand_in import HubStandIn
 
 ROOT = Path(__file__).parents[2]
 FAKES = """\
@@ -109,6 +110,33 @@ def test_list_tells_what_lies_where_and_that_nothing_is_known_of_workers_without
     assert rows[4] == ["small", "generation", "vllm", "./small", "cpu", "awq", "2.05", "kB", "-"]
     assert "Redis does not answer" in done.stderr
     assert done.returncode == 0
+
+
+def test_pull_fetches_a_hubs_model_at_its_revision_once_and_list_finds_it(jarvis: Jarvis, tmp_path: Path) -> None:
+    hub = HubStandIn()
+    try:
+        done = jarvis(HUB, "pull", "far", HF_ENDPOINT=hub.url)
+    finally:
+        hub.stop()
+    assert done.returncode == 0, done.stderr
+    folder, _, size = done.stdout.strip().rpartition(" (")
+    assert size == "3.03 kB)"
+    assert {file.name for file in Path(folder).iterdir()} == {"config.json", "model.safetensors"}
+    assert "/api/models/owner/far/revision/v1" in hub.asked
+    (row,) = json.loads(jarvis(HUB, "list", "--json").stdout)["data"]
+    assert (row["path"], row["bytes"]) == (folder, 3032)
+
+
+def test_pull_says_when_the_hub_has_no_such_revision(jarvis: Jarvis) -> None:
+    hub = HubStandIn()
+    try:
+        done = jarvis(HUB.replace("v1", "v2"), "pull", "far", HF_ENDPOINT=hub.url)
+    finally:
+        hub.stop()
+    assert done.returncode == 1
+    (said,) = [line for line in done.stderr.splitlines() if "the hub refuses" in line]
+    assert "models.toml:4: the hub refuses owner/far at v2: " in said
+    assert "404" in said
 
 
 def test_pull_names_the_model_that_no_hub_gives_and_its_line(jarvis: Jarvis) -> None:
