@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concurrency", type=int, default=16, help="prompts at once")
     parser.add_argument("--max-tokens", type=int, default=32, help="tokens of every answer")
     parser.add_argument("--rounds", type=int, default=3, help="times that the prompts are answered")
-    parser.add_argument("--text", type=Path, default=ROOT / "ops" / "docs" / "operating.md", help="for the perplexity")
+    parser.add_argument("--text", type=Path, default=ROOT / "ops" / "docs" / "questions.md", help="for the perplexity")
     parser.add_argument(
         "--variants", nargs="+", choices=[*quantize.WRITERS, *ONLINE], default=["awq", "gptq", "int8", *ONLINE]
     )
