@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import JarvisError
-from ops.bench import embedding, fault, flat, generation, latency, machine, quantization, queues, report, submit
+from ops.bench import (
+    embedding,
+    fault,
+    flat,
+    generation,
+    latency,
+    machine,
+    quantization,
+    queues,
+    report,
+    submit,
+    transcription,
+)
 from ops.bench.servers import BenchFailed
 
 BENCHMARKS: dict[str, tuple[Any, str]] = {
@@ -26,6 +38,7 @@ BENCHMARKS: dict[str, tuple[Any, str]] = {
     "generation": (generation, "tokens/s and time to first token: engine alone, whole API, vLLM's own server"),
     "embedding": (embedding, "texts/s: one call of the engine alone, jobs through the API, vLLM's own pooling server"),
     "quantization": (quantization, "a model and quantized copies of it: tokens/s, memory, perplexity, agreement"),
+    "transcription": (transcription, "a long recording: faster-whisper alone, and through the API; a clip behind it"),
 }
 
 

@@ -53,6 +53,16 @@ EMBEDDING: tuple[Column, ...] = (
     ("ndcg", "nDCG@10", 3),
 )
 
+TRANSCRIPTION: tuple[Column, ...] = (
+    ("speed", "x real time", 1),
+    ("seconds", "seconds", 2),
+    ("run_s", "of them in the worker", 2),
+    ("clip_begun_s", "5 s clip behind it begun after s", 2),
+    ("clip_done_s", "done after s", 2),
+    ("rss_mib", "peak RSS MiB", 0),
+)
+COLUMNS = {"generation": GENERATION, "embedding": EMBEDDING, "transcription": TRANSCRIPTION}
+
 
 MARKS = "<!-- figures: python -m ops.bench report -->", "<!-- end of figures -->"
 
@@ -116,7 +126,7 @@ def tables(document: Mapping[str, Any]) -> str:
         return "\n\n".join(map(_titled, document["tables"]))
     if document["benchmark"] == "queue":
         return queue_table(document)
-    columns = GENERATION if document["benchmark"] == "generation" else EMBEDDING
+    columns = COLUMNS[document["benchmark"]]
     return table(document["medians"], columns, _spread(document["rounds"], columns[0][0]), columns[0][1])
 
 

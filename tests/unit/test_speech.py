@@ -19,6 +19,16 @@ def options(**changes: Any) -> Any:
 
 
 SPOKEN = voice(50)
+
+
+def all_chunks(*args: Any, **more: Any) -> list[Chunk]:
+    return [chunk for together in chunks(*args, **more) for chunk in together]
+
+
+def regions_of(*args: Any, **more: Any) -> list[tuple[int, int]]:
+    return [region for block in speech(*args, **more) for region in block]
+
+
 TWO = Chunk(((RATE, 3 * RATE), (10 * RATE, 11 * RATE)))  # two seconds, a pause, one second
 
 
@@ -44,11 +54,11 @@ def test_a_chunk_s_sound_leaves_the_pause_out() -> None:
 
 
 def test_chunks_are_whole_phrases_of_at_most_so_many_seconds_and_cover_all_speech() -> None:
-    found = list(chunks(SPOKEN, 20, options(max_speech_duration_s=20.0)))
+    found = all_chunks(SPOKEN, 20, options(max_speech_duration_s=20.0))
     assert len(found) >= 3
     assert all(chunk.duration_s <= 20 for chunk in found)
     regions = [region for chunk in found for region in chunk.regions]
-    assert regions == list(speech(SPOKEN, options(max_speech_duration_s=20.0)))
+    assert regions == regions_of(SPOKEN, options(max_speech_duration_s=20.0))
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(regions))
 
 
@@ -57,27 +67,33 @@ def test_the_chunks_are_those_of_faster_whisper_s_own_pipeline() -> None:
 
     sound = SPOKEN.astype(np.float32) / 32768
     theirs, _ = collect_chunks(sound, get_speech_timestamps(sound, options()), max_duration=30)
-    ours = [chunk.cut_from(SPOKEN) for chunk in chunks(SPOKEN, 30, options())]
+    ours = [chunk.cut_from(SPOKEN) for chunk in all_chunks(SPOKEN, 30, options())]
     assert [len(one) for one in ours] == [len(one) for one in theirs]
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_a_long_recording_is_cut_in_blocks_without_losing_or_doubling_speech() -> None:
-    regions = list(speech(SPOKEN, options(), block=12 * RATE))
-    whole = list(speech(SPOKEN, options()))
+    regions = regions_of(SPOKEN, options(), block=12 * RATE)
+    whole = regions_of(SPOKEN, options())
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(regions))
     spoken, again = (sum(end - start for start, end in some) for some in (whole, regions))
     assert abs(spoken - again) < 0.05 * spoken
 
 
+def test_blocks_end_no_chunk_early() -> None:
+    """Speech of several blocks makes as few chunks as that of one."""
+    whole, again = (all_chunks(SPOKEN, 20, options(max_speech_duration_s=5.0), size * RATE) for size in (600, 11))
+    assert len(again) == len(whole)
+
+
 def test_silence_has_no_chunks() -> None:
-    assert list(chunks(np.zeros(5 * RATE, np.int16), 30, options())) == []
+    assert all_chunks(np.zeros(5 * RATE, np.int16), 30, options()) == []
 
 
 def test_without_voice_detection_nothing_is_left_out_and_cuts_are_at_quiet_moments() -> None:
     sound = np.full(50 * RATE, 9000, np.int16)
     sound[int(17.5 * RATE) : 18 * RATE] = 0
-    found = [chunk.regions[0] for chunk in chunks(sound, 20, None)]
+    found = [chunk.regions[0] for chunk in all_chunks(sound, 20, None)]
     assert found[0][0] == 0
     assert 17.5 * RATE <= found[0][1] <= 18 * RATE
     assert found[-1][1] == len(sound)

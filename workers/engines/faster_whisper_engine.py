@@ -34,8 +34,8 @@ CHUNK_S = 30  # what Whisper hears at once
 MOST_NEW_TOKENS = 224  # half of Whisper's positions
 TOKEN_S = 0.02  # of a time stamp
 MIN_SILENCE_MS = 160  # faster-whisper's batched default; its VadOptions have 2,000
-#: A batch and an express one at a time, and two recordings searched for speech.
-HEARING, CUTTING = 2, 2
+#: A batch and an express one at a time, and so many recordings searched for speech.
+HEARING, CUTTING = 2, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +125,22 @@ class FasterWhisperEngine:
         language = request.language
         try:
             async with aclosing(self._chunks(request)) as cut:
-                async for chunk in cut:
-                    if chunk.seek < request.from_seek:
-                        continue
-                    piece = Piece(request, chunk, language, prompt)
-                    future = self.interleaver.put(line, piece, self._key(piece))
-                    coming.put_nowait(future)
-                    if language is None:
-                        await asyncio.wait([future])
-                        language = future.result().language
+                async for together in cut:
+                    for chunk in together:  # all in one go: they can share their first batch
+                        piece = Piece(request, chunk, language, prompt)
+                        future = self.interleaver.put(line, piece, self._key(piece))
+                        coming.put_nowait(future)
+                        if language is None:
+                            await asyncio.wait([future])
+                            language = future.result().language
         finally:
             coming.put_nowait(None)
 
-    async def _chunks(self, request: TranscriptionRequest) -> AsyncGenerator[Chunk]:
+    async def _chunks(self, request: TranscriptionRequest) -> AsyncGenerator[list[Chunk]]:
         loop = asyncio.get_running_loop()
         found = chunks(request.samples, self.chunk_s, self._vad() if request.vad else None)
-        while (chunk := await loop.run_in_executor(self._cutting, next, found, None)) is not None:
-            yield chunk
+        while (together := await loop.run_in_executor(self._cutting, next, found, None)) is not None:
+            yield [chunk for chunk in together if chunk.seek >= request.from_seek]
 
     def _vad(self) -> Any:
         from faster_whisper.vad import VadOptions

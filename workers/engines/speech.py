@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 RATE = 16_000  # samples a second
 SEEK_RATE = 100  # Whisper counts time in frames of 10 ms
-BLOCK_S = 120  # of a recording searched at once: a third of a second on one core
+BLOCK_S = 600  # of a recording searched at once: about two seconds of one core
 QUIET_S = 5  # how far from a chunk's end the quietest moment is looked for, without voice detection
 
 Region = tuple[int, int]  # first sample, and the one after the last
@@ -81,25 +81,38 @@ def _between(time_s: float, start: int, end: int) -> float:
     return round(min(max(time_s, start / RATE), end / RATE), 2)
 
 
-def chunks(samples: Samples, chunk_s: float, vad: Any | None) -> Iterator[Chunk]:
-    """The chunks of a recording, in order; `vad` is faster-whisper's VadOptions, or None to leave nothing out."""
+def chunks(samples: Samples, chunk_s: float, vad: Any | None, block: int = BLOCK_S * RATE) -> Iterator[list[Chunk]]:
+    """The chunks of a recording, in order and as many at a time as are found together.
+
+    `vad` is faster-whisper's VadOptions, or None to leave nothing out.
+    """
+    longest = int(chunk_s * RATE)
     if vad is None:
-        yield from (Chunk((region,)) for region in windows(samples, int(chunk_s * RATE)))
+        yield [Chunk((region,)) for region in windows(samples, longest)]
         return
     held: list[Region] = []
-    length = 0
-    for start, end in speech(samples, vad):
-        if held and length + end - start > chunk_s * RATE:
-            yield Chunk(tuple(held))
-            held, length = [], 0
-        held.append((start, end))
-        length += end - start
+    for regions in speech(samples, vad, block):
+        *whole, held = _grouped([*held, *regions], longest)
+        yield [Chunk(tuple(group)) for group in whole]
     if held:
-        yield Chunk(tuple(held))
+        yield [Chunk(tuple(held))]
 
 
-def speech(samples: Samples, vad: Any, block: int = BLOCK_S * RATE) -> Iterator[Region]:
-    """Where the Silero model hears a voice."""
+def _grouped(regions: list[Region], longest: int) -> list[list[Region]]:
+    """Neighbours put together as long as they fit; the last group, which may be empty, could take more."""
+    groups: list[list[Region]] = [[]]
+    length = 0
+    for start, end in regions:
+        if groups[-1] and length + end - start > longest:
+            groups.append([])
+            length = 0
+        groups[-1].append((start, end))
+        length += end - start
+    return groups
+
+
+def speech(samples: Samples, vad: Any, block: int = BLOCK_S * RATE) -> Iterator[list[Region]]:
+    """Where the Silero model hears a voice, block by block."""
     import numpy as np
     from faster_whisper.vad import get_speech_timestamps
 
@@ -110,7 +123,7 @@ def speech(samples: Samples, vad: Any, block: int = BLOCK_S * RATE) -> Iterator[
         found = [(start + one["start"], start + one["end"]) for one in get_speech_timestamps(sound, vad)]
         # Speech at the block's end goes on behind it: the next block begins where it began.
         cut = stop < len(samples) and len(found) > 1 and found[-1][1] >= stop
-        yield from found[:-1] if cut else found
+        yield found[:-1] if cut else found
         start = found[-1][0] if cut else stop
 
 
