@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -126,6 +127,40 @@ def submit(
     with _server(url, as_json) as client:
         record = client.submit(sendable(given(body)), ascii_key(idempotency_key))
         _submitted(client, record, watch_it=watch_it, wait=wait, as_json=as_json)
+
+
+@app.command()
+def transcribe(
+    file: Annotated[Path, typer.Argument(help="The recording, or a film.", exists=True, dir_okay=False, readable=True)],
+    model: Annotated[str, typer.Option(help="Model alias.")] = "whisper",
+    language: Annotated[str | None, typer.Option(help="Code of the language spoken; heard if left out.")] = None,
+    translate: Annotated[bool, typer.Option("--translate", help="Write it in English.")] = False,
+    prompt: Annotated[str | None, typer.Option(help="Names and style to expect.")] = None,
+    form: Annotated[str | None, typer.Option("--format", help="text, srt, vtt or verbose_json.")] = None,
+    param: Annotated[list[str] | None, typer.Option(help="Any other parameter.", metavar="KEY=VALUE")] = None,
+    priority: Annotated[Lane | None, typer.Option(help="Which lane it waits in.")] = None,
+    timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest running time.")] = None,
+    user: Annotated[str | None, typer.Option(help="Whose job this is; users get equal turns.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key never makes a second job.")] = None,
+    watch_it: Annotated[bool, typer.Option("--watch", "-w", help="Show the text while it is heard.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Print the result when it is there.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a recording and print the job's id.
+
+    jarvis transcribe -w talk.mp3 · jarvis transcribe --wait --format srt film.mp4 > film.srt
+    """
+    task = "translate" if translate else None
+    params = {"language": language, "task": task, "prompt": prompt, "response_format": form, **values_by_name(param)}
+    about = {"priority": priority, "timeout_s": timeout_s, "user": user}
+    body = {"kind": "transcription", "model": model, "params": given(params), **about}
+    with _server(url, as_json) as client:
+        record = client.submit(sendable(given(body)), ascii_key(idempotency_key), file)
+        if wait and not watch_it:
+            note(str(record["id"]))  # beside the text, which may go to a file
+            raise typer.Exit(_wait(client, str(record["id"]), as_json=as_json))
+        _submitted(client, record, watch_it=watch_it, wait=False, as_json=as_json)
 
 
 def _submitted(client: Client, record: Json, *, watch_it: bool, wait: bool, as_json: bool) -> None:
@@ -263,7 +298,7 @@ def retry(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> Non
 @app.command("list")
 def list_jobs(
     state: Annotated[str | None, typer.Option("--status", help="queued, in_progress, completed, …")] = None,
-    kind: Annotated[str | None, typer.Option(help="generation or embedding.")] = None,
+    kind: Annotated[str | None, typer.Option(help="generation, embedding or transcription.")] = None,
     model: Annotated[str | None, typer.Option(help="Model alias.")] = None,
     user: Annotated[str | None, typer.Option(help="Whose jobs.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Longest list.")] = None,

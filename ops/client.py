@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -23,6 +24,7 @@ from common.states import TERMINAL
 
 ANSWER_TIMEOUT_S = 30.0  # a plain request that takes longer is given up
 CONNECT_TIMEOUT_S = 5.0
+UPLOAD_TIMEOUT_S = 600.0
 SILENCE_S = 60.0  # a stream that is silent for longer is opened anew: its other end may be gone
 SUBMIT_TRIES = 3  # safe, since every submit carries an Idempotency-Key
 PAUSE_FIRST_S = 0.2
@@ -96,19 +98,29 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def submit(self, body: Json, idempotency_key: str | None = None) -> Json:
-        """Submit a job and return its record; asking again after a lost reply cannot make a second job."""
-        key = json.dumps(idempotency_key or str(uuid.uuid4()))
-        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+    def submit(self, body: Json, idempotency_key: str | None = None, file: Path | None = None) -> Json:
+        """Submit a job, with the file that goes with it if there is one, and return its record.
+
+        Asking again after a lost reply cannot make a second job.
+        """
+        headers = {"Idempotency-Key": json.dumps(idempotency_key or str(uuid.uuid4()))}
         content = json.dumps(body, allow_nan=False).encode()
         for attempt in range(1, SUBMIT_TRIES + 1):
             try:
-                return self._json("POST", "/v1/jobs", content=content, headers=headers)
+                return self._upload(content, file, headers) if file else self._post(content, headers)
             except NoServer as error:
                 if attempt == SUBMIT_TRIES or isinstance(error.__cause__, httpx.ConnectError):
                     raise
                 time.sleep(PAUSE_FIRST_S * attempt)
         raise AssertionError("unreachable")
+
+    def _post(self, content: bytes, headers: dict[str, str]) -> Json:
+        return self._json("POST", "/v1/jobs", content=content, headers=headers | {"Content-Type": "application/json"})
+
+    def _upload(self, content: bytes, file: Path, headers: dict[str, str]) -> Json:
+        with file.open("rb") as opened:
+            parts = {"job": (None, content, "application/json"), "file": (file.name, opened)}
+            return self._json("POST", "/v1/jobs", files=parts, headers=headers, timeout=UPLOAD_TIMEOUT_S)
 
     def record(self, job_id: str) -> Json:
         """A job's record."""

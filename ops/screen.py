@@ -41,7 +41,7 @@ class Plain:
 
     def event(self, event: Event) -> None:
         """Show one event."""
-        if event.event == "token":
+        if event.event in ("token", "segment"):
             self.text(str(event.data.get("text", "")))
         elif event.event == "progress":
             self.progress(event.data)

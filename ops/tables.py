@@ -76,6 +76,11 @@ def seconds(value: float) -> str:
 def result_text(document: Json) -> str:
     """A result's text, or a line of numbers per embedded text."""
     output = document.get("output") or {}
+    for subtitles in ("srt", "vtt"):
+        if subtitles in output:
+            return str(output[subtitles]).rstrip("\n")
+    if "segments" in output or "words" in output:
+        return json.dumps(output, ensure_ascii=False)
     if "text" in output:
         return str(output["text"])
     if "embeddings" in output:

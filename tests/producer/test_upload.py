@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from typer.testing import CliRunner
 
 from common.jobs import ClaimedJob
 from common.settings import Settings
+from ops.cli import app as jarvis
+from producer.__main__ import Server
 from producer.app import create_app
 from tests.producer.test_refusals import problem_of as problem
 from tests.producer.worker import PlayedWorker
@@ -218,3 +222,17 @@ async def test_a_full_queue_keeps_no_recording(settings: Settings, tmp_path: Pat
         statuses = [(await client.post("/v1/jobs", files=form())).status_code for _ in range(2)]
     assert statuses == [202, 429]
     assert kept(tmp_path) == [SOUND]
+
+
+async def test_the_command_line_uploads_a_file(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "talk.wav"
+    path.write_bytes(SOUND)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    command = ["transcribe", str(path), "--model", "ears", "--format", "srt", "--language", "de", "--priority", "high"]
+    done = await asyncio.to_thread(CliRunner().invoke, jarvis, [*command, "--url", f"http://127.0.0.1:{port}"])
+    assert done.exit_code == 0, done.output
+    worker = PlayedWorker(server.web.state.edge.queue, "transcription:ears")
+    job = await worker.claim()
+    assert done.stdout.strip() == job.id
+    assert (job.lane, job.spec.params) == ("high", {"language": "de", "response_format": "srt"})
+    assert await recording_of(server.web, job) == SOUND

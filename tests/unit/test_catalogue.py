@@ -251,3 +251,40 @@ def test_owner_and_name_is_a_hub_id_unless_such_a_folder_exists(tmp_path: Path) 
     (tmp_path / "owner").mkdir()
     weights(tmp_path / "owner" / "small")
     assert model(tmp_path, hub).weights_path() == str(tmp_path / "owner" / "small")
+
+
+WHISPER = """\
+[models.ears]
+kind = "transcription"
+engine = "faster-whisper"
+weights = "./whisper"
+"""
+
+
+def test_a_whisper_is_read_with_the_defaults_of_its_kind(tmp_path: Path) -> None:
+    ears = model(tmp_path, WHISPER, "ears")
+    assert (ears.queue, ears.slots, ears.max_model_len) == ("transcription:ears", 16, 448)
+
+
+@pytest.mark.parametrize(
+    ("entry", "line", "message"),
+    [
+        ("[models.ears.options]\nbatch_size = 0", 6, "batch_size is 0; allowed: 1 to 256"),
+        ("[models.ears.options]\nchunk_s = 31", 6, "chunk_s is 31; allowed: 1 to 30"),
+        ("[models.ears.options]\nvad_threshold = 1.5", 6, "vad_threshold is 1.5; allowed: 0 to 1"),
+        ("[models.ears.options]\ncompute_type = 'int4'", 6, "compute_type is 'int4'; allowed: default, auto, int8"),
+        ("[models.ears.options]\ndevice = 'tpu'", 6, "device is 'tpu'; allowed: auto, cpu, cuda"),
+        ("[models.ears.options]\nthreads = 4", 6, "unknown key 'threads'"),
+        ("[models.ears.defaults]\nlanguage = 'klingon'", 5, "language is 'klingon'; allowed: af, am"),
+        ("[models.ears.defaults]\nresponse_format = 'doc'", 5, "response_format is 'doc'; allowed: json, text, srt"),
+        ("[models.ears.defaults]\ntemperature = 2", 5, "temperature is 2; allowed: 0 to 1"),
+        ("[models.ears.defaults]\ntimestamp_granularities = ['letter']", 5, "timestamp_granularities is ['letter']"),
+        ("[models.ears.defaults]\nseed = 1", 6, "unknown key 'seed'"),
+    ],
+)
+def test_a_mistake_in_a_whisper_s_entry_is_named_with_its_line(
+    tmp_path: Path, entry: str, line: int, message: str
+) -> None:
+    said = refusal(tmp_path, f"{WHISPER}{entry}\n")
+    assert f"models.toml:{line}: [models.ears" in said
+    assert message in said
