@@ -204,7 +204,7 @@ async def test_giving_up_closes_the_connection_at_once_and_frees_the_turn(upstre
         task.cancel()
         started = time.monotonic()
         await until(lambda: upstream.left == 1 and upstream.running == 0, "the upstream sees it leave")
-        assert time.monotonic() - started < 0.1
+        assert time.monotonic() - started < 0.5
         upstream.gate.set()
         assert text(await ask(engine)) == "".join(WORDS)
 
@@ -214,7 +214,7 @@ async def test_leaving_between_two_deltas_closes_the_connection_at_once(upstream
     async with engine_of(hosted(upstream)) as engine:
         async with aclosing(engine.generate("job", prompt())) as deltas:
             await anext(deltas)
-        assert await until(lambda: upstream.left == 1, "the upstream sees it leave") < 0.1
+        assert await until(lambda: upstream.left == 1, "the upstream sees it leave") < 0.5
 
 
 async def test_a_busy_upstream_gets_its_pause_and_then_one_call_first(upstream: StandIn) -> None:
