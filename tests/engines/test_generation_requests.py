@@ -17,6 +17,7 @@ from common.errors import JobFailed, SettingsInvalid
 from tests.engines.conftest import Worker
 from workers.answer import ToolCalls
 from workers.engines.protocol import GenerationDelta, GenerationRequest
+from workers.engines.vllm_check import problems
 from workers.engines.vllm_requests import RESUMED, Parsers, resume_grammars, unknown_parsers
 
 PROMPT = {"prompt": "Every job is written down."}
@@ -322,6 +323,12 @@ def test_a_parser_that_vllm_does_not_have_is_refused_and_the_others_are_named(ti
     ((key, reason),) = unknown_parsers(replace(tiny_model, reasoning_parser="telepathy"))
     assert key == "reasoning_parser"
     assert re.match("reasoning_parser is 'telepathy'; vLLM has .*deepseek_r1", reason)
+
+
+def test_vision_of_a_model_that_takes_no_images_is_refused(tiny_model: Model) -> None:
+    assert problems(replace(tiny_model, vision=True)) == [
+        "catalogue: [models.tiny] vision is true, and the model takes no images"
+    ]
 
 
 def test_a_parser_whose_tokens_the_model_does_not_have_stops_the_start(tiny_model: Model) -> None:

@@ -80,6 +80,8 @@ def _whole(model: Model) -> list[Found]:
         config = AsyncEngineArgs(**engine_arguments(model)).create_engine_config()
     except REFUSALS as error:
         return list(_said(model, error))
+    if model.vision and not config.model_config.is_multimodal_model:
+        return [("vision", "vision is true, and the model takes no images")]
     useless = vllm_quantization.useless(model, config.model_config.get_num_experts())
     return [useless] if useless else []
 
