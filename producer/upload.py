@@ -68,18 +68,28 @@ def is_form(request: Request) -> bool:
 
 @asynccontextmanager
 async def form(request: Request, settings: Settings) -> AsyncIterator[Form]:
-    """The parts of a form, of which nothing is left afterwards.
+    """A job and its recording as the parts of a form, of which nothing is left afterwards.
 
     Raises Refusal, InvalidField, BodyTooLarge, MalformedBody.
+    """
+    async with parts_of(request, settings, most=2, what=PARTS) as parts:
+        yield await _read(parts, settings.max_audio_bytes)
+
+
+@asynccontextmanager
+async def parts_of(request: Request, settings: Settings, most: int, what: str) -> AsyncIterator[FormData]:
+    """The parts of a form, at most so many, of which nothing is left afterwards; `what` says which are allowed.
+
+    Raises Refusal, InvalidField, BodyTooLarge.
     """
     check_encoding(request)
     refuse_foreign_pages(request)
     try:
-        parts = await request.form(max_files=2, max_fields=2, max_part_size=settings.max_body_bytes)
+        parts = await request.form(max_files=2, max_fields=most, max_part_size=settings.max_body_bytes)
     except HTTPException as error:
-        raise Refusal(400, "body", str(error.detail), PARTS) from None
+        raise Refusal(400, "body", str(error.detail), what) from None
     try:
-        yield await _read(parts, settings.max_audio_bytes)
+        yield parts
     finally:
         await parts.close()
 
@@ -97,6 +107,16 @@ async def _read(parts: FormData, most_bytes: int) -> Form:
             raise InvalidField(name, "a part", PARTS)
     if len(parts.multi_items()) > len(parts):
         raise InvalidField("body", "a part that comes twice", PARTS)
+    recording = await recording_of(parts, most_bytes)
+    job = decode_object(await _bytes_of(parts.get("job")))
+    asked = job.setdefault("input", {})
+    if isinstance(asked, dict) and asked.get("audio") is not None:
+        raise InvalidField("input.audio", "given twice", "either the part `file` or input.audio")
+    return Form(job, recording)
+
+
+async def recording_of(parts: FormData, most_bytes: int) -> Recording:
+    """The part `file`; raises InvalidField, BodyTooLarge."""
     file = parts.get("file")
     if not isinstance(file, UploadFile):
         raise InvalidField("file", "missing" if file is None else "a text", "a file: the part needs a filename")
@@ -104,11 +124,7 @@ async def _read(parts: FormData, most_bytes: int) -> Form:
         raise InvalidField("file", "empty", "a recording")
     if file.size > most_bytes:
         raise BodyTooLarge(most_bytes, "file")
-    job = decode_object(await _bytes_of(parts.get("job")))
-    asked = job.setdefault("input", {})
-    if isinstance(asked, dict) and asked.get("audio") is not None:
-        raise InvalidField("input.audio", "given twice", "either the part `file` or input.audio")
-    return Form(job, Recording(file.file, await asyncio.to_thread(_digest, file.file)))
+    return Recording(file.file, await asyncio.to_thread(_digest, file.file))
 
 
 async def _bytes_of(part: UploadFile | str | None) -> bytes:

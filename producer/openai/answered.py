@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -87,8 +87,28 @@ def embeddings(model: str, raw: msgspec.Raw, usage: Usage | None) -> dict[str, A
     return {**document, "usage": {name: counts[name] for name in ("prompt_tokens", "total_tokens")}}
 
 
+class Chunks(Protocol):
+    """A stream in OpenAI's form, piece by piece."""
+
+    done: bytes  # what ends it
+
+    def first(self) -> bytes:
+        """What comes before the first piece."""
+
+    def piece(self, event: JobEvent) -> bytes | None:
+        """What a job's event is to this stream."""
+
+    def last(self, output: dict[str, Any], usage: Usage | None) -> bytes:
+        """What follows the last piece of a job that has this result."""
+
+
+DONE = b"data: [DONE]\n\n"
+
+
 class ChatChunks:
     """The chunks of a streamed chat completion."""
+
+    done = DONE
 
     def __init__(self, head: Head, count: int, whole_usage: bool) -> None:
         self._head = head
@@ -104,8 +124,10 @@ class ChatChunks:
         delta = {"role": "assistant", "content": ""}
         return b"".join(self._chunk(index, delta, None, None) for index in range(self._count))
 
-    def token(self, event: JobEvent) -> bytes:
-        """What a token event says."""
+    def piece(self, event: JobEvent) -> bytes | None:
+        """What a token event says; nothing for any other event."""
+        if event.event != "token":
+            return None
         data = event.data
         delta: dict[str, Any] = {}
         if data["text"]:
@@ -132,6 +154,8 @@ class ChatChunks:
 class TextChunks:
     """The chunks of a streamed completion."""
 
+    done = DONE
+
     def __init__(self, head: Head, count: int, whole_usage: bool) -> None:
         self._head = head
         self._whole_usage = whole_usage
@@ -143,8 +167,10 @@ class TextChunks:
         """Nothing: completions begin with their first token."""
         return b""
 
-    def token(self, event: JobEvent) -> bytes:
-        """What a token event says."""
+    def piece(self, event: JobEvent) -> bytes | None:
+        """What a token event says; nothing for any other event."""
+        if event.event != "token":
+            return None
         index, text = event.data.get("index", 0), event.data["text"]
         told = event.data.get("logprobs")
         logprobs = None if told is None else _text_logprobs(told, self._offsets[index])

@@ -18,7 +18,10 @@ PATHS = re.compile(
 )
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 #: Codes of failed jobs that are the request's fault; any other is the server's.
-REQUEST_CODES = {"invalid_request": "invalid_request", "prompt_too_long": "context_length_exceeded"}
+REQUEST_CODES = re.compile(
+    "invalid_request|prompt_too_long|text_too_long|no_chat_template|cannot_translate|unknown_|audio_"
+)
+TOO_LONG = ("prompt_too_long", "text_too_long")
 ENDED = {State.CANCELLED: 409, State.EXPIRED: 504}
 
 
@@ -42,8 +45,8 @@ def of_record(record: JobRecord) -> tuple[int, dict[str, Any]]:
     """Status and body for a job that has ended without a result."""
     error = record.error
     code, message = (error.code, error.message) if error else (record.status.value, f"the job is {record.status.value}")
-    if code in REQUEST_CODES:
-        return 400, document(400, message, None, REQUEST_CODES[code])
+    if REQUEST_CODES.match(code):
+        return 400, document(400, message, None, "context_length_exceeded" if code in TOO_LONG else code)
     status = ENDED.get(record.status, 500)
     return status, document(status, message, None, code)
 

