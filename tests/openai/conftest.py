@@ -26,6 +26,7 @@ kind = "generation"
 engine = "vllm"
 weights = "{DEMO}"
 max_model_len = 1024
+tool_parser = "hermes"
 defaults = {{ temperature = 0 }}
 options = {{ enforce_eager = true }}
 

@@ -58,7 +58,8 @@ def test_every_form_of_a_transcript(client: openai.OpenAI) -> None:
     assert plain.strip()
 
 
-def test_a_translation_is_another_task_for_the_same_model(client: openai.OpenAI, text: str) -> None:
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # by OpenAI, for its own service
+def test_a_translation_is_another_task_for_the_same_model(client: openai.OpenAI) -> None:
     assert client.audio.translations.create(model="ears", file=SPOKEN).text.strip()
 
 

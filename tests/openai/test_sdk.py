@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
 import struct
 import time
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
+from pydantic import BaseModel
 
 ASKED: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is a lease?"}]
 
@@ -108,6 +110,84 @@ def test_a_tier_is_a_lane_and_a_user_keeps_the_same_name(client: openai.OpenAI, 
         jobs.append(http.get(f"/v1/jobs/job_{made.id.removeprefix('chatcmpl-')}").json())
     assert [job["priority"] for job in jobs] == ["high", "normal", "low"]
     assert jobs[0]["user"] == jobs[1]["user"] != jobs[2]["user"] == "bob"
+
+
+class Ticket(BaseModel):
+    """What an answer is to be."""
+
+    priority: Literal["high", "normal", "low"]
+    urgent: bool
+
+
+def test_a_structured_answer_is_parsed_by_the_sdk(client: openai.OpenAI) -> None:
+    made = client.chat.completions.parse(model="demo", messages=ASKED, response_format=Ticket, max_tokens=60)
+    ticket = made.choices[0].message.parsed
+    assert isinstance(ticket, Ticket)
+
+
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "set_priority",
+            "parameters": {
+                "type": "object",
+                "properties": {"lane": {"enum": ["high", "low"]}},
+                "required": ["lane"],
+                "additionalProperties": False,
+            },
+        },
+    }
+]
+
+
+def test_a_named_tool_is_called_whole_and_streamed(client: openai.OpenAI) -> None:
+    named = {"type": "function", "function": {"name": "set_priority"}}
+    asked: Any = {"model": "demo", "messages": ASKED, "tools": TOOLS, "tool_choice": named, "max_tokens": 60}
+    choice = client.chat.completions.create(**asked).choices[0]
+    assert choice.finish_reason in ("stop", "tool_calls")
+    [call] = choice.message.tool_calls
+    assert call.function.name == "set_priority"
+    assert json.loads(call.function.arguments)["lane"] in ("high", "low")
+
+    with client.chat.completions.stream(**asked) as stream:
+        final = stream.get_final_completion().choices[0].message
+    assert final.tool_calls is not None
+    assert final.tool_calls[0].function.arguments == call.function.arguments
+
+    history = [*ASKED, choice.message, {"role": "tool", "tool_call_id": call.id, "content": "done"}]
+    answered = client.chat.completions.create(**{**asked, "messages": history, "tool_choice": "none", "max_tokens": 8})
+    assert answered.choices[0].message.content is not None
+
+
+def test_log_probabilities_are_told_for_each_token(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "demo", "messages": ASKED, "max_tokens": 6, "logprobs": True, "top_logprobs": 2}
+    made = client.chat.completions.create(**asked)
+    told = made.choices[0].logprobs
+    assert told is not None
+    assert told.content is not None
+    assert made.usage is not None
+    assert len(told.content) == made.usage.completion_tokens
+    assert all(len(one.top_logprobs) == 2 and one.logprob <= 0 for one in told.content)
+    streamed = [
+        one
+        for chunk in client.chat.completions.create(**asked, stream=True)
+        for choice in chunk.choices
+        if choice.logprobs
+        for one in choice.logprobs.content or []
+    ]
+    assert [one.token for one in streamed] == [one.token for one in told.content]
+
+
+def test_several_answers_come_as_choices(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "demo", "messages": ASKED, "max_tokens": 6, "n": 3, "temperature": 1, "seed": 5}
+    made = client.chat.completions.create(**asked)
+    assert [choice.index for choice in made.choices] == [0, 1, 2]
+    texts = ["", "", ""]
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [choice.message.content for choice in made.choices]
 
 
 def test_completions_of_several_prompts_come_in_their_order(client: openai.OpenAI) -> None:
