@@ -29,7 +29,7 @@ class CountingEncoder:
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment, unused-ignore]
         self.reader = TextReader(tokenizer, LIMIT)
-        self.pad_id, self.dimensions, self.group_texts = 0, 2, 4
+        self.pad_id, self.dimensions, self.group_tokens = 0, 2, 16
         self.pooling, self.pools_prompt, self.threads = "mean", True, 1
         self.groups: list[list[int]] = []  # tokens of each text of each group
         self.go = threading.Event()

@@ -10,14 +10,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from common.errors import SettingsInvalid
-from workers.engines.batching import BatchingEngine, cores
+from workers.engines.batching import CPU_GROUP_TOKENS, BatchingEngine, cores
 from workers.engines.text import TextReader
 
 if TYPE_CHECKING:
     from workers.engines.batching import Tokens, Vectors
 
-CPU_GROUP = 32
-GPU_GROUP = 256
+GPU_GROUP_TOKENS = 16_384
 
 
 class TorchEncoder:
@@ -36,7 +35,7 @@ class TorchEncoder:
         self.pooling = str(getattr(pooling, "pooling_mode", "no"))
         self.pools_prompt: bool = getattr(pooling, "include_prompt", True)
         self._on_cpu = model.device.type == "cpu"
-        self.group_texts, self.threads = (CPU_GROUP, threads) if self._on_cpu else (GPU_GROUP, 1)
+        self.group_tokens, self.threads = (CPU_GROUP_TOKENS, threads) if self._on_cpu else (GPU_GROUP_TOKENS, 1)
 
     def enter_thread(self) -> None:
         """One core for each thread: they run groups of their own."""
