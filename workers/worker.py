@@ -368,7 +368,7 @@ class Worker(ArqWorker):
 
         The new leases are taken once the old ones are gone, so that there are never more of them than slots.
         """
-        if self._want() or not self._fills_at_once():
+        if self._want() != 0 or not self._fills_at_once():
             self._settled(outcomes, await patiently(self.queue.commit, self.queue_name, outcomes))
             return
         async with self._claiming:
