@@ -73,9 +73,13 @@ def test_the_chunks_are_those_of_faster_whisper_s_own_pipeline() -> None:
 
 
 def test_a_long_recording_is_cut_in_blocks_without_losing_or_doubling_speech() -> None:
-    regions = regions_of(SPOKEN, options(), block=12 * RATE)
-    whole = regions_of(SPOKEN, options())
+    short = options(max_speech_duration_s=5.0)  # much less than a block, as it is outside of tests
+    regions = regions_of(SPOKEN, short, block=12 * RATE)
+    whole = regions_of(SPOKEN, short)
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(regions))
+    # Speech goes on at an end of a block, and is not cut there.
+    assert any(start < 12 * RATE < end for start, end in whole)
+    assert all(12 * RATE not in region for region in regions)
     spoken, again = (sum(end - start for start, end in some) for some in (whole, regions))
     assert abs(spoken - again) < 0.05 * spoken
 

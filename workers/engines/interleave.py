@@ -72,9 +72,6 @@ class Interleaver:
     def close(self, line: Line) -> None:
         """The job wants no more: what waits is dropped, what runs is not listened to."""
         self._lines.remove(line)
-        for piece in line.pieces:
-            piece.done.cancel()
-        line.pieces.clear()
 
     async def work(self) -> None:
         """Work until cancelled; what is left then fails with EngineDead."""
