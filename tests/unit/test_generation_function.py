@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import msgspec
@@ -177,13 +178,17 @@ async def test_several_answers_stream_with_their_index_and_go_on_each_by_itself(
 
 
 async def test_what_ends_one_of_several_answers_badly_ends_the_others() -> None:
-    bench = Bench(fake_model(tokens=LONG, delay_s=0.001))
-    task = bench.start(claimed(n=3))
-    await bench.until_events(6)
-    assert len(bench.engine.running) == 3
-    bench.engine.die()
-    with pytest.raises(JobFailed, match="engine_died"):
-        await task
+    model = dataclasses.replace(fake_model(tokens=LONG, delay_s=0.001), max_model_len=2 * LONG)
+    bench = Bench(model)
+
+    async def refuse(job: ClaimedJob, event: str, data: dict[str, Any]) -> None:
+        if data["index"] == 1:
+            raise ConnectionError("lost lease")
+
+    bench.ctx["emit"] = refuse
+    async with asyncio.timeout(5):
+        with pytest.raises(ConnectionError):
+            await bench.run(claimed(n=3, max_tokens=LONG))
     assert not bench.engine.running
 
 
