@@ -90,7 +90,9 @@ class Worker(ArqWorker):
         await self._work()
 
     async def _work(self) -> None:
-        helpers = [self.outbox.run(), self._control_loop(), self._deadline_loop(), self._report_loop()]
+        helpers = [self.outbox.run(), self._control_loop(), self._deadline_loop()]
+        if self.ctx.keys() & {"figures", "admits"}:  # an engine that has nothing to tell lets its worker idle
+            helpers.append(self._report_loop())
         if self.cron_jobs:
             helpers.append(submit_ticks(self.queue, self.queue_name, self.cron_jobs, self.timezone))
         tasks = [self.loop.create_task(helper) for helper in helpers]
