@@ -142,11 +142,11 @@ async def test_a_structure_is_held_to(hosted: Worker, worker: Worker, params: di
 
 async def test_a_cancel_frees_the_upstream_at_once(hosted: Worker, server: Server) -> None:
     before = await server.metric(GENERATED)
-    task = asyncio.create_task(hosted.run({"prompt": "a"}, max_tokens=250, ignore_eos=True))
+    task = asyncio.create_task(hosted.run({"prompt": "count"}, max_tokens=250, ignore_eos=True))
     await until(lambda: bool(hosted.events), "it has begun", deadline_s=120)
     task.cancel()
     await asyncio.wait([task])
-    await hosted.run({"prompt": "b"}, name="next", max_tokens=1)  # after it the numbers are those of now
+    await hosted.run({"prompt": "go on"}, name="next", max_tokens=1)  # after it the numbers are those of now
     assert await server.metric(RUNNING) == 0
     assert 1 <= await server.metric(GENERATED) - before < 200, "it did not go on to its 250 tokens"
 
