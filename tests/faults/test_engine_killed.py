@@ -22,6 +22,7 @@ from tests.faults.sizes import children
 
 KILLS = 20 if FULL else 2
 JOBS = 16  # a round; the worker has 8 slots
+TOKENS = 900  # a job: so long that the kill finds it running, on a fast machine too
 SLOW_S = 300  # a start of vLLM on two cores that others use
 CATALOGUE = """
 [models.tiny]
@@ -49,11 +50,10 @@ async def submit(formation: Formation, count: int, tokens: int, **fields: str) -
 
 
 async def streaming(formation: Formation, jobs: list[str]) -> None:
-    """Wait until half of the slots have streamed some tokens."""
+    """Wait until half of the slots have streamed something; events may hold many tokens, so one is enough."""
 
     async def there() -> bool:
-        emitted = [await formation.results.emitted(job) for job in jobs[:8]]
-        return sum(len(events) > 5 for events in emitted) >= 4
+        return sum([bool(await formation.results.emitted(job)) for job in jobs[:8]]) >= 4
 
     await until(there, f"tokens\n{formation.logs()}", SLOW_S, step_s=0.02)
 
@@ -79,7 +79,7 @@ async def test_an_engine_killed_under_load_comes_back_and_every_answer_is_whole(
     start_s, back_s = time.monotonic() - started_at, []
     jobs = [probe.id]
     for _ in range(KILLS):
-        added = await submit(formation, JOBS, 400)
+        added = await submit(formation, JOBS, TOKENS)
         await streaming(formation, added)
         back_s.append(await kill_and_recover(formation, worker))
         jobs += added
@@ -95,7 +95,7 @@ async def test_an_engine_killed_under_load_comes_back_and_every_answer_is_whole(
         output = json.loads(bytes(found.output or b"{}"))
         assert "".join(event["text"] for event in await formation.results.emitted(job)) == output["text"]
         assert found.record.usage is not None
-        assert found.record.usage["completion_tokens"] == (1 if job == probe.id else 400)
+        assert found.record.usage["completion_tokens"] == (1 if job == probe.id else TOKENS)
     assert sum(record.claims > 1 for record in records) >= KILLS, "kills hit running jobs"
     assert (worker.pid, worker.exits) == (pid, []), "the worker never ended"
     assert max(back_s) < 2 * start_s + 5  # others use this machine too
