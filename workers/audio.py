@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Samples = NDArray[np.int16]
+
+Child = subprocess.Popen[bytes]
 
 RATE = 16_000
 BYTES_A_SECOND = 2 * RATE
@@ -66,16 +70,30 @@ async def decode(data: bytes, limits: AudioLimits) -> Samples:
     if not data:
         raise JobFailed("audio_unreadable", "the audio cannot be used: it is empty")
     with await asyncio.to_thread(_file_of, data) as file:
-        # -I -S would lose the packages: -P keeps the working directory, which is not ours, out of the path.
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", str(CHILD), limits.argument,
-            stdin=file, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=READ_BYTES,
-            env={"PATH": os.environ.get("PATH", "")}, start_new_session=True,
-        )  # fmt: skip
+        child = await _started(file, limits)
         try:
             return np.frombuffer(await _output(child, limits), np.int16)
         finally:
             await _gone(child)
+
+
+async def _started(file: IO[bytes], limits: AudioLimits) -> Child:
+    # Not the loop's own way: uvloop forks, and OpenBLAS' fork handler waits for its threads, which may be at work for
+    # an engine and wait for the GIL, which the forking thread holds. subprocess uses vfork, which runs no handlers.
+    starting = asyncio.ensure_future(asyncio.to_thread(_start, file, limits))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await _gone(await starting)
+        raise
+
+
+def _start(file: IO[bytes], limits: AudioLimits) -> Child:
+    # -P keeps the working directory, which is not ours, out of the child's path.
+    command = [sys.executable, "-P", str(CHILD), limits.argument]
+    environment = {"PATH": os.environ.get("PATH", "")}
+    out, err = subprocess.PIPE, subprocess.PIPE
+    return subprocess.Popen(command, stdin=file, stdout=out, stderr=err, env=environment, start_new_session=True)
 
 
 def _file_of(data: bytes) -> IO[bytes]:
@@ -86,30 +104,30 @@ def _file_of(data: bytes) -> IO[bytes]:
     return file
 
 
-async def _output(child: asyncio.subprocess.Process, limits: AudioLimits) -> bytes:
-    assert child.stdout is not None, "opened with PIPE"
-    assert child.stderr is not None, "opened with PIPE"
-    errors = asyncio.create_task(child.stderr.read())
+async def _output(child: Child, limits: AudioLimits) -> bytes:
+    """All that a child writes; it is read in threads, which end when the child does."""
     samples = bytearray()
-    loop = asyncio.get_running_loop()
-    started = loop.time()
+    started = asyncio.get_running_loop().time()
     try:
         while True:
             async with asyncio.timeout_at(started + limits.start_s + len(samples) / BYTES_A_SECOND / SPEED):
-                piece = await child.stdout.read(READ_BYTES)
+                piece = await asyncio.to_thread(_read, child.stdout)
             if not piece:
                 break
             samples += piece
             if len(samples) > (limits.seconds + 1) * BYTES_A_SECOND:
                 raise _failed("audio_too_long", f"it is longer than {limits.seconds:g} s")
-        code = await child.wait()
-        if code:
-            raise _why(code, await errors)
     except TimeoutError:
         raise _failed("audio_timeout", f"decoding it takes too long (more than {limits.start_s:g} s)") from None
-    finally:
-        errors.cancel()
+    if code := await asyncio.to_thread(child.wait):
+        raise _why(code, await asyncio.to_thread(_read, child.stderr))
     return bytes(samples)
+
+
+def _read(pipe: IO[bytes] | None) -> bytes:
+    # Not os.read: a number could be another file's by the time that a late thread gets to it.
+    assert isinstance(pipe, io.BufferedReader), "opened with PIPE"
+    return pipe.read1(READ_BYTES)
 
 
 def _why(code: int, errors: bytes) -> JobFailed:
@@ -124,8 +142,11 @@ def _failed(code: str, message: str) -> JobFailed:
     return JobFailed(code, f"the audio cannot be used: {message}")
 
 
-async def _gone(child: asyncio.subprocess.Process) -> None:
-    if child.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
+async def _gone(child: Child) -> None:
+    child.kill()  # does nothing to one that has been waited for; who still reads from it comes to an end
+    await asyncio.to_thread(_forget, child)
+
+
+def _forget(child: Child) -> None:
+    with child:  # closes the pipes and waits
+        pass

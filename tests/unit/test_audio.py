@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import struct
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -229,3 +230,15 @@ async def test_a_caller_that_is_cancelled_leaves_no_child(monkeypatch: pytest.Mo
     with pytest.raises(asyncio.CancelledError):
         await decoding
     assert not runs(pid)
+
+
+async def test_files_are_decoded_on_uvloop_while_matrices_are_multiplied() -> None:
+    """uvloop starts a process by a fork, whose OpenBLAS handler waits with the GIL held for threads that want it."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.unit.blas_and_files")
+    try:
+        async with asyncio.timeout(60):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
