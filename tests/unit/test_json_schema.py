@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from workers.engines.json_schema import with_patterns
+from workers.engines.json_schema import with_little_whitespace, with_patterns
 
 BOUNDED = {"type": "string", "maxLength": 4}
 PATTERN = {"type": "string", "pattern": r"^[\s\S]{0,4}$"}
@@ -29,3 +29,12 @@ def test_a_bounded_string_is_one_of_a_pattern_and_nothing_else_changes(given: An
     before = repr(given)
     assert with_patterns(given) == expected
     assert repr(given) == before
+
+
+def test_only_the_json_of_a_structural_tag_is_bounded_in_its_whitespace() -> None:
+    json_part = {"type": "json_schema", "json_schema": {"type": "object", "properties": {"type": {"const": "x"}}}}
+    xml_part = {**json_part, "style": "qwen_xml"}
+    tag = {"type": "structural_tag", "format": {"type": "or", "elements": [json_part, xml_part]}}
+    made = with_little_whitespace(tag)
+    assert made["format"]["elements"] == [{**json_part, "max_whitespace_cnt": 1}, xml_part]
+    assert with_little_whitespace(made) == made

@@ -41,3 +41,18 @@ def _value(key: str, value: Any) -> Any:
 def _has_pattern(schema: dict[str, Any]) -> bool:
     # xgrammar refuses a pattern or format together with a length, and says so.
     return "pattern" in schema or "format" in schema
+
+
+def with_little_whitespace(tag: Any) -> Any:
+    """A structural tag whose JSON has at most one blank at a place.
+
+    The engine's `disable_any_whitespace` does not reach the schemas in it, and a small model can fill any length with
+    blanks.
+    """
+    if isinstance(tag, list):
+        return [with_little_whitespace(one) for one in tag]
+    if not isinstance(tag, dict):
+        return tag
+    if tag.get("type") == "json_schema" and "json_schema" in tag and tag.get("style", "json") == "json":
+        return {"max_whitespace_cnt": 1, **tag}
+    return {key: with_little_whitespace(value) for key, value in tag.items()}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.catalogue import Model
 from common.errors import SettingsInvalid, shown
-from workers.engines.json_schema import with_patterns
+from workers.engines.json_schema import with_little_whitespace, with_patterns
 from workers.engines.owner import Owner
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
 
@@ -172,7 +172,8 @@ def _mended(structured: Any) -> Any:
         schema = json.loads(structured.json) if isinstance(structured.json, str) else structured.json
         structured.json = with_patterns(schema)
     elif structured is not None and structured.structural_tag is not None:
-        structured.structural_tag = json.dumps(with_patterns(json.loads(structured.structural_tag)))
+        tag = with_little_whitespace(with_patterns(json.loads(structured.structural_tag)))
+        structured.structural_tag = json.dumps(tag)
     return structured
 
 
