@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from common.catalogue import Catalogue
+from common.heap import settle_heap
 from common.queue import Queue
 from common.results import Results
 from common.settings import Settings
@@ -60,6 +61,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     results = Results(queue.redis, settings)
     submitter = Submitter(queue, catalogue, settings)
     app.state.edge = Edge(settings, catalogue, queue, results, submitter, app.state.stopping)
+    settle_heap()
     try:
         yield
     finally:

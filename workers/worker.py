@@ -26,6 +26,7 @@ from arq.worker import Worker as ArqWorker
 from redis.exceptions import RedisError
 
 from common.errors import JobFailed, NotNow
+from common.heap import settle_heap
 from common.jobs import ClaimedJob, JobResult, decode, encode
 from common.queue import Answer, Event, Outcome, Queue
 from common.results import Results
@@ -85,6 +86,7 @@ class Worker(ArqWorker):
             await self.on_startup(self.ctx)
         self.outbox = Outbox(self.queue, self.queue_name, self._lost, self._commit)
         self._table = SlotTable.create(self.max_jobs)
+        settle_heap()
         self.beat = BeatProcess(self.settings, self.queue_name, self.id, self._table, self._about(), self._lost)
         await _first_of(self.beat.start(), self._draining.wait())
         await self._work()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from common.catalogue import Catalogue, Model
+from common.heap import settle_heap
 from ops.bench.machine import ROOT
 from ops.bench.servers import BenchFailed
 
@@ -96,6 +97,7 @@ async def serve(model: Model) -> None:
     """Load the engine, answer questions until the input ends."""
     engine = pkgutil.resolve_name(ENGINE)(model)
     await engine.start()
+    settle_heap()
     print("{}", flush=True)
     try:
         while line := await asyncio.to_thread(sys.stdin.readline):

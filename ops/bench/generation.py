@@ -28,6 +28,8 @@ from ops.bench.vllm_server import VllmServer, vllm_server
 
 #: The arguments of our engine class that decide its speed; vLLM's server gets the same.
 ARGUMENTS: dict[str, Any] = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "disable_log_stats": True}
+#: vLLM's processes wait for work in a busy loop for a second after their last: the next place would pay for it.
+SPIN_S = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +89,7 @@ async def _rounds(places: Mapping[str, loads.Place], options: argparse.Namespace
         start = number % len(names)
         found = {}
         for name in [*names[start:], *names[:start]]:
+            await asyncio.sleep(SPIN_S)
             found[name] = await _measure(places[name], prompts, options.max_tokens, options.singles)
             print(f"round {number + 1}: {name}: {_told(found[name])}", flush=True)
         rounds.append(found)

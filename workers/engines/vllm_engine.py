@@ -155,6 +155,7 @@ class VllmEngine:
         if llm.output_handler is not None:
             await asyncio.wait([llm.output_handler], timeout=1)
         del llm
+        gc.unfreeze()  # the worker froze what there was when it was ready
         gc.collect()  # else its __del__ runs when the interpreter has already taken vLLM's modules apart
 
     async def _prompt(self, llm: Any, request: GenerationRequest) -> Any:
