@@ -68,7 +68,7 @@ class Worker(ArqWorker):
         self._slot_free = asyncio.Event()
         self._draining = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._bell: asyncio.Task[bool] | None = None
+        self._bell: asyncio.Task[None] | None = None
         self._claiming = asyncio.Lock()  # one claim at a time: Redis remembers the last one, to answer it again
         self._request = 0
 
@@ -235,11 +235,17 @@ class Worker(ArqWorker):
             await asyncio.sleep(0.01)
             return True
         if not self._draining.is_set():
-            self._bell = self.loop.create_task(patiently(self.queue.wait_for_bell, self.queue_name))
+            self._bell = self.loop.create_task(self._rung())
             with suppress(asyncio.CancelledError):
                 await self._bell
             self._bell = None
         return True
+
+    async def _rung(self) -> None:
+        try:
+            await self.queue.wait_for_bell(self.queue_name)
+        except (RedisError, OSError):
+            await asyncio.sleep(0.02)  # a ring may be lost with its reply: look, and not wait for another one
 
     def _start(self, job: ClaimedJob) -> None:
         now = time.monotonic()

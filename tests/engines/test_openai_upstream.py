@@ -189,9 +189,9 @@ async def test_what_one_engine_began_the_other_ends(hosted: Worker, worker: Work
         second.events["job"] = list(first.events["job"])
         result = await second.run(asked, max_tokens=40, claims=2)
         assert result.output["text"] == second.text()
-        assert len(second.text()) > len(shown)
         assert second.text().startswith(shown)
-        # The local engine goes on from the text; half characters in it, which this model makes, are lost on the way.
+        # The local engine goes on from the text; half characters in it, which this model makes, are lost on the way,
+        # and what follows may be anything, the end too.
         assert second is worker or result.output == whole.output
 
 

@@ -233,7 +233,9 @@ def prepare(model: Model) -> None:
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     if model.local:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if "kv_cache_memory_bytes" not in model.engine_options:
+    if "kv_cache_memory_bytes" in model.engine_options:
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would count more than the catalogue does
+    else:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; read on CPU only
 
 
