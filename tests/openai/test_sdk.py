@@ -143,7 +143,7 @@ TOOLS: Any = [
 
 def test_a_named_tool_is_called_whole_and_streamed(client: openai.OpenAI) -> None:
     named = {"type": "function", "function": {"name": "set_priority"}}
-    asked: Any = {"model": "demo", "messages": ASKED, "tools": TOOLS, "tool_choice": named, "max_tokens": 60}
+    asked: Any = {"model": "demo", "messages": ASKED, "tools": TOOLS, "tool_choice": named, "max_tokens": 200}
     choice = client.chat.completions.create(**asked).choices[0]
     assert choice.finish_reason in ("stop", "tool_calls")
     [call] = choice.message.tool_calls

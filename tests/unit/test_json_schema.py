@@ -32,7 +32,11 @@ def test_a_bounded_string_is_one_of_a_pattern_and_nothing_else_changes(given: An
 
 
 def test_only_the_json_of_a_structural_tag_is_bounded_in_its_whitespace() -> None:
-    json_part = {"type": "json_schema", "json_schema": {"type": "object", "properties": {"type": {"const": "x"}}}}
+    json_part = {
+        "type": "json_schema",
+        "max_whitespace_cnt": None,
+        "json_schema": {"type": "object", "properties": {"type": {"const": "x"}}},
+    }
     xml_part = {**json_part, "style": "qwen_xml"}
     tag = {"type": "structural_tag", "format": {"type": "or", "elements": [json_part, xml_part]}}
     made = with_little_whitespace(tag)

@@ -54,5 +54,5 @@ def with_little_whitespace(tag: Any) -> Any:
     if not isinstance(tag, dict):
         return tag
     if tag.get("type") == "json_schema" and "json_schema" in tag and tag.get("style", "json") == "json":
-        return {"max_whitespace_cnt": 1, **tag}
+        return {**tag, "max_whitespace_cnt": tag.get("max_whitespace_cnt") or 1}
     return {key: with_little_whitespace(value) for key, value in tag.items()}

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import partial
 from typing import Any, cast
 
@@ -272,7 +273,8 @@ async def _chat(llm: Any, request: GenerationRequest) -> Any:
     from vllm.renderers import ChatParams
 
     params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, "tools": request.tools})
-    return (await llm.renderer.render_chat_async([request.messages], params))[1][0]
+    # A copy: vLLM reads the arguments of earlier calls where they stand.
+    return (await llm.renderer.render_chat_async([deepcopy(request.messages)], params))[1][0]
 
 
 def _sampling(llm: Any, request: GenerationRequest, prompt_tokens: int, reading: Reading | None) -> Any:
