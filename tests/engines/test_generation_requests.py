@@ -151,8 +151,8 @@ async def test_logprobs_are_those_of_a_direct_call(worker: Worker) -> None:
 
 
 async def test_logprobs_go_on_after_an_interruption(worker: Worker) -> None:
-    whole = await worker.run(PROMPT, name="whole", logprobs=True, max_tokens=12)
-    again = await resumed(worker, 3, logprobs=True, max_tokens=12)
+    whole = await worker.run(PROMPT, name="whole", logprobs=True, max_tokens=30)
+    again = await resumed(worker, 3, logprobs=True, max_tokens=30)
     assert again.output["text"] == whole.output["text"] == worker.text()
     pairs = zip(again.output["logprobs"], whole.output["logprobs"], strict=True)
     assert all(one["logprob"] == pytest.approx(other["logprob"], abs=0.05) for one, other in pairs)
