@@ -29,7 +29,7 @@ from ops.bench.direct import Direct
 from ops.bench.formation import Formation, formation, write_catalogue
 from ops.bench.report import tables
 from ops.bench.servers import cpu_s, rss_mib, tree_cpu_s
-from ops.bench.vllm_server import VllmServer, vllm_server
+from ops.bench.vllm_server import AMX_ALLOWED, VllmServer, vllm_server
 
 SENTENCE = "Number {}: a job waits in its lane, a worker claims it, and its result is stored once. {}"
 MORE = "Nothing that was acknowledged is ever lost."
@@ -184,7 +184,7 @@ def _pids(running: Formation) -> dict[str, int]:
 
 def _pooling_server(model: Model, dtype: str, folder: Path) -> contextlib.AbstractContextManager[VllmServer]:
     own = {"model": model.weights_path(), "served_model_name": model.alias, "max_model_len": model.max_model_len}
-    return vllm_server({**own, "runner": "pooling", "dtype": dtype}, folder)
+    return vllm_server({**own, **AMX_ALLOWED, "runner": "pooling", "dtype": dtype}, folder)
 
 
 def texts(number: int) -> list[str]:

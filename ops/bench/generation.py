@@ -24,10 +24,15 @@ from ops.bench import figures, loads
 from ops.bench.direct import Direct, generation_command
 from ops.bench.formation import formation, write_catalogue
 from ops.bench.report import tables
-from ops.bench.vllm_server import VllmServer, vllm_server
+from ops.bench.vllm_server import AMX_ALLOWED, VllmServer, vllm_server
 
 #: The arguments of our engine class that decide its speed; vLLM's server gets the same.
-ARGUMENTS: dict[str, Any] = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "disable_log_stats": True}
+ARGUMENTS: dict[str, Any] = {
+    "max_num_seqs": 256,
+    "max_num_batched_tokens": 8192,
+    "disable_log_stats": True,
+    **AMX_ALLOWED,
+}
 #: vLLM's processes wait for work in a busy loop for a second after their last: the next place would pay for it.
 SPIN_S = 2.0
 

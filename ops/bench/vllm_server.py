@@ -21,6 +21,8 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "HF_HUB_OFFLINE": "1",
 }
+# As in our engine: without it vLLM dies at a short first prompt on CPUs with AMX.
+AMX_ALLOWED = {"worker_extension_cls": "workers.engines.vllm_amx.AmxAllowed"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,10 +63,7 @@ REQUIRED: dict[str, Any] = {
 
 async def resumed(worker: Worker, after: int, asked: dict[str, Any] | None = None, **params: Any) -> Any:
     """The result of a job whose first delivery died when it had emitted so many events."""
-    worker.stop_after = after
-    with pytest.raises(InterruptedError):
-        await worker.run(asked or PROMPT, **params)
-    worker.stop_after = None
+    await worker.interrupted(asked or PROMPT, after, **params)
     return await worker.run(asked or PROMPT, claims=2, **params)
 
 

@@ -22,7 +22,7 @@ from tests.engines.conftest import CONTEXT, Worker
 from tests.redis_server import free_port
 from tests.worker.place import until
 from workers.engines.openai_engine import OpenAIGenerationEngine
-from workers.engines.vllm_engine import ENVIRONMENT
+from workers.engines.vllm_engine import ARGUMENTS, ENVIRONMENT
 
 CONCURRENCY = 3
 KEY = "token-of-the-tests"
@@ -38,6 +38,7 @@ class Server:
         arguments = {
             "--model": weights, "--served-model-name": "upstream", "--host": "127.0.0.1", "--port": self.port,
             "--max-model-len": CONTEXT, "--kv-cache-memory-bytes": 64 * 1024 * 1024, "--api-key": KEY,
+            "--worker-extension-cls": ARGUMENTS["worker_extension_cls"],
         }  # fmt: skip
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
         command += [str(part) for pair in arguments.items() for part in pair]
@@ -166,10 +167,7 @@ async def test_it_never_has_more_of_ours_than_it_takes_at_once(hosted: Worker, s
 )
 async def test_a_job_that_broke_off_goes_on_with_the_same_text(hosted: Worker, asked: dict[str, Any]) -> None:
     whole = await hosted.run(asked, max_tokens=40, name="whole")
-    hosted.stop_after = 2
-    with pytest.raises(InterruptedError):
-        await hosted.run(asked, max_tokens=40)
-    hosted.stop_after = None
+    await hosted.interrupted(asked, after=1, max_tokens=40)
     assert 0 < len(hosted.text()) < len(whole.output["text"])
     result = await hosted.run(asked, max_tokens=40, claims=2)
     assert result == whole
@@ -180,11 +178,7 @@ async def test_what_one_engine_began_the_other_ends(hosted: Worker, worker: Work
     asked = {"prompt": "The quick brown fox"}
     whole = await worker.run(asked, max_tokens=40, name="whole")
     for first, second in ((worker, hosted), (hosted, worker)):
-        first.events.pop("job", None)
-        first.stop_after = 2
-        with pytest.raises(InterruptedError):
-            await first.run(asked, max_tokens=40)
-        first.stop_after = None
+        await first.interrupted(asked, after=2, max_tokens=40)
         shown = first.text()
         second.events["job"] = list(first.events["job"])
         result = await second.run(asked, max_tokens=40, claims=2)

@@ -62,10 +62,7 @@ async def test_what_is_in_an_image_reaches_the_model(seeing: Worker) -> None:
 
 async def test_an_answer_about_an_image_goes_on_after_an_interruption(seeing: Worker) -> None:
     whole = await seeing.run(chat(picture(1)), name="whole", max_tokens=12)
-    seeing.stop_after = 3
-    with pytest.raises(InterruptedError):
-        await seeing.run(chat(picture(1)), max_tokens=12)
-    seeing.stop_after = None
+    await seeing.interrupted(chat(picture(1)), after=3, max_tokens=12)
     again = await seeing.run(chat(picture(1)), max_tokens=12, claims=2)
     assert again.usage == whole.usage
     assert seeing.text() == again.output["text"] == whole.output["text"]

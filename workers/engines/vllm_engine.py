@@ -50,6 +50,7 @@ ARGUMENTS: dict[str, Any] = {
     # requests in flight are finished, not aborted, while the worker drains.
     "shutdown_timeout": 30,
     "structured_outputs_config": vllm_requests.STRUCTURED,
+    "worker_extension_cls": "workers.engines.vllm_amx.AmxAllowed",
 }
 
 
