@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from typing import TYPE_CHECKING, Any
 
-from common.catalogue import Catalogue, Model
+from common.catalogue import Model
 from common.cost import priced
-from common.errors import EngineDead, JobFailed
+from common.errors import JobFailed
 from common.jobs import ClaimedJob, JobResult
-from common.settings import Settings, load_settings
+from common.settings import Settings
 from common.vectors import Vectors
 from workers.engines import embedding_engine
-from workers.engines.protocol import Measured
-from workers.engines.revival import Revival
-from workers.placement import leave, loading, settle
+from workers.serving import on_shutdown, revived, starter, worker_settings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-log = logging.getLogger("jarvis.embedding")
 
 
 async def embedding(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
     """Run one embedding job."""
     spec = job.spec
     params = {**ctx["model"].defaults, **spec.params}
-    try:
-        await ctx["revival"].ready()
+    async with revived(ctx):
         texts = prompted(spec.input["texts"], ctx["model"], params.get("input_type"))
         batch = await ctx["engine"].embed(texts, params.get("truncate", True))
-    except EngineDead as death:
-        ctx["revival"].begin()
-        raise JobFailed("engine_died", str(death), retryable=True) from death
     vectors = shaped(batch.vectors, params.get("dimensions"), params.get("normalize", False))
     size = int(vectors.shape[1])
     output: dict[str, Any] = {"dimensions": size}
@@ -76,26 +66,7 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return scaled
 
 
-async def on_startup(ctx: dict[str, Any]) -> None:
-    """Load the engine of `ctx["model"]` (else of the catalogue's first embedding model)."""
-    settings = ctx.get("settings") or load_settings()
-    model: Model = ctx.get("model") or Catalogue.load(settings.catalogue).of_kind("embedding")[0]
-    started = time.monotonic()
-    engine = embedding_engine(await settle(ctx, model, settings), settings.data_dir)
-    async with loading(ctx, model, settings):
-        await engine.start()
-    ctx.update(settings=settings, model=model, engine=engine, revival=Revival(engine))
-    if isinstance(engine, Measured):
-        ctx.update(admits=engine.admits, figures=engine.figures)
-    log.info("loaded %s: %s %s in %.1f s", model.queue, model.engine, model.weights, time.monotonic() - started)
-
-
-async def on_shutdown(ctx: dict[str, Any]) -> None:
-    """Let the engine go."""
-    if "engine" in ctx:
-        await ctx["revival"].end()
-        await ctx["engine"].stop()
-    leave(ctx)
+on_startup = starter("embedding", lambda model, settings: embedding_engine(model, settings.data_dir))
 
 
 class EmbeddingSettings:
@@ -108,11 +79,4 @@ class EmbeddingSettings:
 
 def settings_for(model: Model, settings: Settings) -> dict[str, Any]:
     """The worker's settings for one model, by keyword."""
-    return {
-        "functions": [embedding],
-        "on_startup": on_startup,
-        "on_shutdown": on_shutdown,
-        "queue_name": model.queue,
-        "max_jobs": settings.slots or model.slots,
-        "ctx": {"model": model, "settings": settings},
-    }
+    return worker_settings(embedding, on_startup, model, settings)

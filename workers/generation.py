@@ -9,24 +9,18 @@ grammar is led over the emitted tokens before it goes on; reasoning and tool cal
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
-from common.catalogue import Catalogue, Model
+from common.catalogue import Model
 from common.cost import priced
-from common.errors import EngineDead, JobFailed
+from common.errors import EngineDead
 from common.jobs import ClaimedJob, JobResult, JobSpec, Priority
-from common.settings import Settings, load_settings
+from common.settings import Settings
 from workers.answer import Answer, DetailedAnswer, result
 from workers.engines import generation_engine
-from workers.engines.protocol import GenerationRequest, Measured
-from workers.engines.revival import Revival
-from workers.placement import leave, loading, settle
-
-log = logging.getLogger("jarvis.generation")
+from workers.engines.protocol import GenerationRequest
+from workers.serving import on_shutdown, revived, starter, worker_settings
 
 SEEDS = 2**63
 SAMPLING = (
@@ -55,15 +49,11 @@ async def generation(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
     params = {**ctx["model"].defaults, **spec.params}
     emitted = await ctx["emitted"](job) if job.claims > 1 else []
     answers = _answers(ctx["model"], params, emitted)
-    try:
-        await ctx["revival"].ready()
+    async with revived(ctx):
         if len(answers) == 1:
             await _run(ctx, job, job.id, answers[0], _request(spec, params, answers[0]))
         else:
             await _run_all(ctx, job, spec, answers, params)
-    except EngineDead as death:
-        ctx["revival"].begin()
-        raise JobFailed("engine_died", str(death), retryable=True) from death
     return priced(ctx["model"].cost, result(answers))
 
 
@@ -136,26 +126,7 @@ def _structured(params: dict[str, Any]) -> dict[str, Any] | None:
     return {name: params[name] for name in CONSTRAINTS if params.get(name) is not None} or None
 
 
-async def on_startup(ctx: dict[str, Any]) -> None:
-    """Load the engine of `ctx["model"]` (else of the catalogue's first generation model)."""
-    settings = ctx.get("settings") or load_settings()
-    model: Model = ctx.get("model") or Catalogue.load(settings.catalogue).of_kind("generation")[0]
-    started = time.monotonic()
-    engine = generation_engine(await settle(ctx, model, settings))
-    async with loading(ctx, model, settings):
-        await engine.start()
-    ctx.update(settings=settings, model=model, engine=engine, revival=Revival(engine))
-    if isinstance(engine, Measured):
-        ctx.update(admits=engine.admits, figures=engine.figures)
-    log.info("loaded %s: %s %s in %.1f s", model.queue, model.engine, model.weights, time.monotonic() - started)
-
-
-async def on_shutdown(ctx: dict[str, Any]) -> None:
-    """Let the engine go."""
-    if "engine" in ctx:
-        await ctx["revival"].end()
-        await ctx["engine"].stop()
-    leave(ctx)
+on_startup = starter("generation", lambda model, settings: generation_engine(model))
 
 
 class GenerationSettings:
@@ -168,12 +139,4 @@ class GenerationSettings:
 
 def settings_for(model: Model, settings: Settings) -> dict[str, Any]:
     """The worker's settings for one model, by keyword."""
-    model = replace(model, slots=settings.slots or model.slots)
-    return {
-        "functions": [generation],
-        "on_startup": on_startup,
-        "on_shutdown": on_shutdown,
-        "queue_name": model.queue,
-        "max_jobs": model.slots,
-        "ctx": {"model": model, "settings": settings},
-    }
+    return worker_settings(generation, on_startup, model, settings)

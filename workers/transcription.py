@@ -7,28 +7,23 @@ so that the texts of all its segment events, put together, are always the text o
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from common.catalogue import Catalogue, Model
+from common.catalogue import Model
 from common.cost import priced
-from common.errors import EngineDead, JobFailed
+from common.errors import JobFailed
 from common.jobs import ClaimedJob, JobResult
-from common.settings import Settings, load_settings
+from common.settings import Settings
 from workers import audio
 from workers.engines import transcription_engine
 from workers.engines.protocol import TranscriptionRequest
-from workers.engines.revival import Revival
-from workers.placement import leave, loading, settle
+from workers.serving import on_shutdown, revived, starter, worker_settings
 from workers.transcript import Transcript
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-log = logging.getLogger("jarvis.transcription")
 
 #: Files decoded at once; a child takes a core while it decodes.
 DECODERS = 4
@@ -41,12 +36,8 @@ async def transcription(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
     emitted = await ctx["emitted"](job) if job.claims > 1 else []
     samples = await _samples(ctx, spec.input)
     transcript = Transcript(params, emitted, len(samples) / audio.RATE)
-    try:
-        await ctx["revival"].ready()
+    async with revived(ctx):
         await _run(ctx, job, transcript, _request(samples, job, params, transcript))
-    except EngineDead as death:
-        ctx["revival"].begin()
-        raise JobFailed("engine_died", str(death), retryable=True) from death
     return priced(ctx["model"].cost, transcript.result())
 
 
@@ -86,25 +77,13 @@ def _request(
     )
 
 
+_load = starter("transcription", lambda model, settings: transcription_engine(model))
+
+
 async def on_startup(ctx: dict[str, Any]) -> None:
-    """Load the engine of `ctx["model"]` (else of the catalogue's first transcription model)."""
-    settings = ctx.get("settings") or load_settings()
-    model: Model = ctx.get("model") or Catalogue.load(settings.catalogue).of_kind("transcription")[0]
-    started = time.monotonic()
-    engine = transcription_engine(await settle(ctx, model, settings))
-    async with loading(ctx, model, settings):
-        await engine.start()
-    ctx.update(settings=settings, model=model, engine=engine, revival=Revival(engine))
+    """Load the engine."""
+    await _load(ctx)
     ctx["decoders"] = asyncio.Semaphore(DECODERS)
-    log.info("loaded %s: %s %s in %.1f s", model.queue, model.engine, model.weights, time.monotonic() - started)
-
-
-async def on_shutdown(ctx: dict[str, Any]) -> None:
-    """Let the engine go."""
-    if "engine" in ctx:
-        await ctx["revival"].end()
-        await ctx["engine"].stop()
-    leave(ctx)
 
 
 class TranscriptionSettings:
@@ -117,11 +96,4 @@ class TranscriptionSettings:
 
 def settings_for(model: Model, settings: Settings) -> dict[str, Any]:
     """The worker's settings for one model, by keyword."""
-    return {
-        "functions": [transcription],
-        "on_startup": on_startup,
-        "on_shutdown": on_shutdown,
-        "queue_name": model.queue,
-        "max_jobs": settings.slots or model.slots,
-        "ctx": {"model": model, "settings": settings},
-    }
+    return worker_settings(transcription, on_startup, model, settings)

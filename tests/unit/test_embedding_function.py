@@ -17,6 +17,7 @@ from common.settings import load_settings
 from common.vectors import rendered
 from workers import embedding as module
 from workers.embedding import embedding, unit
+from workers.serving import on_shutdown
 
 
 def fake_model(**options: Any) -> Model:
@@ -134,9 +135,9 @@ async def test_startup_and_shutdown_keep_the_engine_in_the_context() -> None:
     engine: Any = ctx["engine"]
     assert type(engine).__name__ == "FakeEmbeddingEngine"
     assert engine.alive
-    await module.on_shutdown(ctx)
+    await on_shutdown(ctx)
     assert not engine.alive
-    await module.on_shutdown({})
+    await on_shutdown({})
 
 
 def test_the_workers_settings_name_the_models_queue_and_slots() -> None:

@@ -18,6 +18,7 @@ from workers.engines.fake_engine import FakeGenerationEngine
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
 from workers.engines.revival import Revival
 from workers.generation import generation
+from workers.serving import on_shutdown
 
 LONG = 10_000
 
@@ -339,9 +340,9 @@ async def test_startup_loads_the_models_engine_and_shutdown_ends_it() -> None:
     engine: Any = ctx["engine"]
     assert type(engine).__name__ == "FakeGenerationEngine"
     assert engine.alive
-    await module.on_shutdown(ctx)
+    await on_shutdown(ctx)
     assert not engine.alive
-    await module.on_shutdown({})
+    await on_shutdown({})
 
 
 async def test_shutdown_gives_up_a_restart_in_progress() -> None:
@@ -351,7 +352,7 @@ async def test_shutdown_gives_up_a_restart_in_progress() -> None:
     ctx["engine"].model.options["start_s"] = 60
     restart = ctx["revival"].begin()
     await asyncio.sleep(0)
-    await module.on_shutdown(ctx)
+    await on_shutdown(ctx)
     assert restart.cancelled()
 
 

@@ -19,6 +19,7 @@ from common.jobs import ClaimedJob, JobResult, Priority, Work
 from common.settings import Settings
 from ops.bench.voice import wav
 from workers import transcription as module
+from workers.serving import on_shutdown
 from workers.transcription import transcription
 
 Events = list[tuple[str, dict[str, Any]]]
@@ -70,7 +71,7 @@ async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
     made = Worker(tmp_path)
     await module.on_startup(made.ctx)
     yield made
-    await module.on_shutdown(made.ctx)
+    await on_shutdown(made.ctx)
 
 
 async def test_segments_come_as_events_and_are_the_result_put_together(worker: Worker) -> None:
@@ -110,7 +111,7 @@ async def test_parameters_of_a_job_win_over_those_of_the_catalogue(tmp_path: Pat
     assert "srt" in (await worker.run(1)).output
     output = (await worker.run(1, name="other", language="fr", response_format="json")).output
     assert (output["language"], "srt" in output) == ("fr", False)
-    await module.on_shutdown(worker.ctx)
+    await on_shutdown(worker.ctx)
 
 
 async def test_audio_that_is_gone_and_audio_that_is_none_fail_for_good(worker: Worker) -> None:
@@ -143,7 +144,7 @@ async def test_an_engine_that_dies_fails_its_jobs_for_a_retry_and_comes_back(tmp
     assert (caught.value.code, caught.value.retryable) == ("engine_died", True)
     assert (await worker.run(8, claims=2)).output["text"].endswith(" 7.")
     assert [one["id"] for one in worker.segments("job")] == list(range(16))
-    await module.on_shutdown(worker.ctx)
+    await on_shutdown(worker.ctx)
 
 
 async def test_a_short_clip_of_the_high_lane_is_done_while_a_long_file_of_another_lane_is_heard(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ async def test_a_short_clip_of_the_high_lane_is_done_while_a_long_file_of_anothe
     assert not long.done()
     assert len(worker.segments("long")) < 60
     assert (await long).output["text"].endswith(" 39.")
-    await module.on_shutdown(worker.ctx)
+    await on_shutdown(worker.ctx)
 
 
 async def test_a_cancelled_job_takes_its_chunks_out_of_the_batches(tmp_path: Path) -> None:
@@ -173,4 +174,4 @@ async def test_a_cancelled_job_takes_its_chunks_out_of_the_batches(tmp_path: Pat
     heard = len(worker.ctx["engine"].interleaver.batches)
     await worker.run(1, name="next")
     assert len(worker.ctx["engine"].interleaver.batches) <= heard + 1
-    await module.on_shutdown(worker.ctx)
+    await on_shutdown(worker.ctx)
