@@ -14,10 +14,10 @@ import pkgutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from common.catalogue import Catalogue, Model
 from common.heap import settle_heap
@@ -26,6 +26,9 @@ from ops.bench.servers import BenchFailed
 
 ENGINE = "workers.engines:generation_engine"
 REQUEST = "workers.engines.protocol:GenerationRequest"
+
+Prompt = TypeVar("Prompt")
+Answer = TypeVar("Answer")
 
 
 class Direct:
@@ -107,22 +110,37 @@ async def serve(model: Model) -> None:
 
 
 async def _answer(engine: Any, question: dict[str, Any]) -> dict[str, Any]:
-    # `question` has prompts, max_tokens, name; all prompts are given to the engine at once.
-    requests = [
-        pkgutil.resolve_name(REQUEST)(prompt=prompt, max_tokens=question["max_tokens"], sampling={"temperature": 0.0})
-        for prompt in question["prompts"]
-    ]
+    # `question` has name, prompts, max_tokens, at_once: how many prompts the engine holds at a time.
+    async def one(numbered: tuple[int, str]) -> tuple[int, list[float]]:
+        number, prompt = numbered
+        request = pkgutil.resolve_name(REQUEST)(
+            prompt=prompt, max_tokens=question["max_tokens"], sampling={"temperature": 0.0}
+        )
+        asked = time.perf_counter()
+        tokens, moments = await _run(engine, f"{question['name']}-{number}", request)
+        return tokens, [asked, *moments]
+
     started = time.perf_counter()
-    runs = [_run(engine, f"{question['name']}-{i}", request) for i, request in enumerate(requests)]
-    done = await asyncio.gather(*runs)
+    done = await in_turn(list(enumerate(question["prompts"])), question["at_once"], one)
     seconds = time.perf_counter() - started
-    gaps_s = [later - sooner for _, moments in done for sooner, later in pairwise(moments)]
     return {
         "seconds": seconds,
         "tokens": sum(tokens for tokens, _ in done),
-        "first_s": [moments[0] - started for _, moments in done],
-        "gaps_s": gaps_s,
+        "first_s": [moments[1] - moments[0] for _, moments in done],
+        "gaps_s": [later - sooner for _, moments in done for sooner, later in pairwise(moments[1:])],
     }
+
+
+async def in_turn(prompts: Sequence[Prompt], at_once: int, run: Callable[[Prompt], Awaitable[Answer]]) -> list[Answer]:
+    """Run all prompts, so many at once, the next one as soon as one is through; their answers as they ended."""
+    left, answers = iter(prompts), list[Answer]()
+
+    async def caller() -> None:
+        for prompt in left:
+            answers.append(await run(prompt))
+
+    await asyncio.gather(*(caller() for _ in range(at_once)))
+    return answers
 
 
 async def _run(engine: Any, name: str, request: Any) -> tuple[int, list[float]]:

@@ -1,7 +1,8 @@
 """`python -m ops.bench generation`: what the queue costs a language model.
 
-The same prompts go, in turn, straight to the engine class that the worker uses, through the whole API, and to
-vLLM's own OpenAI server with the same settings. All three are loaded; no two of them work at the same time.
+The same prompts go, in turn, straight to the engine class that the worker uses, through the whole API by our own
+address and by OpenAI's, and to vLLM's own OpenAI server with the same settings. All are loaded; no two of them work
+at the same time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from common.settings import load_settings
 from ops.bench import figures, loads
 from ops.bench.direct import Direct, generation_command
 from ops.bench.formation import formation, write_catalogue
+from ops.bench.random_model import grow
 from ops.bench.report import tables
 from ops.bench.vllm_server import AMX_ALLOWED, VllmServer, vllm_server
 
@@ -42,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="demo", help="alias in the catalogue; its weights must be a local folder")
     parser.add_argument("--concurrency", type=int, default=64, help="prompts at once")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens of every answer")
+    parser.add_argument("--waves", type=int, default=1, help="prompts of each stream, one after another")
+    parser.add_argument("--parameters", type=int, metavar="MILLIONS", help="a model of this size, random weights")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
     parser.add_argument("--singles", type=int, default=20, help="single streams a round, for the first token")
     parser.add_argument("--no-server", action="store_true", help="leave vLLM's own server out")
@@ -53,12 +57,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     model = Catalogue.load(load_settings().catalogue).get("generation", options.model)
     with tempfile.TemporaryDirectory(prefix="jarvis-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        model = replace(model, weights=str(endless(Path(model.weights_path()), folder / "model")))
+        weights = endless(Path(model.weights_path()), folder / "model")
+        if options.parameters:
+            grow(weights, options.parameters)
+        model = replace(model, weights=str(weights))
         places = _places(model, folder, options, stack)
         rounds = asyncio.run(_rounds(places, options))
     settings = {
         "concurrency": options.concurrency,
         "max_tokens": options.max_tokens,
+        "waves": options.waves,
+        "parameters": f"{options.parameters} M, random" if options.parameters else "the model's",
         **ARGUMENTS,
         **model.engine_options,
     }
@@ -78,32 +87,35 @@ def _places(
     command = generation_command(write_catalogue(folder, model))
     places: dict[str, loads.Place] = {"direct": loads.Engine(stack.enter_context(Direct.started(command, folder)))}
     print("starting the formation", flush=True)
-    places["api"] = loads.Api(stack.enter_context(formation(model, options.aof)).port, model.alias)
+    port = stack.enter_context(formation(model, options.aof)).port
+    places["api"] = loads.Api(port, model.alias)
+    places["openai"] = loads.Completions(port, model.alias)
     if not options.no_server:
         print("starting vLLM's own server", flush=True)
-        places["server"] = loads.Server(stack.enter_context(_server(model, folder)).port, model.alias)
+        places["server"] = loads.Completions(stack.enter_context(_server(model, folder)).port, model.alias)
     return places
 
 
 async def _rounds(places: Mapping[str, loads.Place], options: argparse.Namespace) -> list[dict[str, Any]]:
-    prompts = loads.prompts(options.concurrency)
     for place in places.values():  # every path once before anything counts
-        await _measure(place, prompts, options.max_tokens, 3)
+        await _measure(place, options, 3)
     names, rounds = list(places), []
     for number in range(options.rounds):
         start = number % len(names)
         found = {}
         for name in [*names[start:], *names[:start]]:
             await asyncio.sleep(SPIN_S)
-            found[name] = await _measure(places[name], prompts, options.max_tokens, options.singles)
+            found[name] = await _measure(places[name], options, options.singles)
             print(f"round {number + 1}: {name}: {_told(found[name])}", flush=True)
         rounds.append(found)
     return rounds
 
 
-async def _measure(place: loads.Place, prompts: list[str], max_tokens: int, singles: int) -> dict[str, Any]:
-    whole = await place.whole(prompts, max_tokens)
-    streamed = await place.streamed(prompts, max_tokens)
+async def _measure(place: loads.Place, options: argparse.Namespace, singles: int) -> dict[str, Any]:
+    at_once, max_tokens = options.concurrency, options.max_tokens
+    prompts = loads.prompts(at_once * options.waves)
+    whole = await place.whole(prompts, max_tokens, at_once)
+    streamed = await place.streamed(prompts, max_tokens, at_once)
     first = [1000 * await place.first_token_s(prompts[i % len(prompts)], max_tokens) for i in range(singles)]
     return {
         "tokens": whole.tokens,
@@ -128,11 +140,15 @@ def ratios(rounds: list[dict[str, Any]]) -> dict[str, float | None]:
     found["ttft_added_ms"] = statistics.median(added)
     for name, them in beside.items():
         found[f"vs_{name}_streams"] = figures.ratio(rounds, "api", "stream_tokens_s", them)
-    both = [(one["api"], one["server"]) for one in rounds if "server" in one]
-    if both:
+    for name, prefix in (("api", ""), ("openai", "openai_")):
+        both = [(one[name], one["server"]) for one in rounds if "server" in one and name in one]
+        if not both:
+            continue
+        if prefix:
+            found["openai_vs_server_streams"] = figures.ratio(rounds, name, "stream_tokens_s", ["server"])
         added = [ours["stream_first_ms"] - theirs["stream_first_ms"] for ours, theirs in both]
-        found["stream_ttft_added_ms"] = statistics.median(added)
-        found["stream_gap_p99_vs_server"] = figures.ratio(rounds, "api", "stream_gap_p99_ms", ["server"])
+        found[f"{prefix}stream_ttft_added_ms"] = statistics.median(added)
+        found[f"{prefix}stream_gap_p99_vs_server"] = figures.ratio(rounds, name, "stream_gap_p99_ms", ["server"])
     return found
 
 

@@ -11,7 +11,7 @@ from itertools import count, pairwise
 from typing import Any, Protocol
 
 from ops.bench.client import Connection
-from ops.bench.direct import Direct
+from ops.bench.direct import Direct, in_turn
 from ops.bench.servers import BenchFailed
 
 SUBJECTS = ("a job", "a lane", "a lease", "a claim", "a commit", "a queue", "a worker", "the scheduler")
@@ -29,7 +29,7 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Load:
-    """What one burst of prompts made and how long it took; of streams also when their pieces came (seconds)."""
+    """What a load of prompts made and how long it took; of streams also when their pieces came (seconds)."""
 
     tokens: int
     seconds: float
@@ -38,13 +38,13 @@ class Load:
 
 
 class Place(Protocol):
-    """Something that continues prompts."""
+    """Something that continues prompts: so many at once, the next one as soon as one is through."""
 
-    async def whole(self, prompts: Sequence[str], max_tokens: int) -> Load:
-        """All prompts at once, each caller waiting for its whole answer."""
+    async def whole(self, prompts: Sequence[str], max_tokens: int, at_once: int) -> Load:
+        """Each caller waits for its whole answer."""
 
-    async def streamed(self, prompts: Sequence[str], max_tokens: int) -> Load:
-        """All prompts at once, each caller reading its answer as it grows."""
+    async def streamed(self, prompts: Sequence[str], max_tokens: int, at_once: int) -> Load:
+        """Each caller reads its answer as it grows."""
 
     async def first_token_s(self, prompt: str, max_tokens: int) -> float:
         """From the request to the first token in the caller's hand, with nothing else going on."""
@@ -57,20 +57,25 @@ class Engine:
         self._direct = direct
         self._names = (f"bench-{i}" for i in count())
 
-    async def whole(self, prompts: Sequence[str], max_tokens: int) -> Load:
-        """All prompts into the engine at once."""
-        answer = await self._ask(prompts, max_tokens)
+    async def whole(self, prompts: Sequence[str], max_tokens: int, at_once: int) -> Load:
+        """The prompts straight into the engine."""
+        answer = await self._ask(prompts, max_tokens, at_once)
         return Load(answer["tokens"], answer["seconds"], answer["first_s"], answer["gaps_s"])
 
     streamed = whole
 
     async def first_token_s(self, prompt: str, max_tokens: int) -> float:
         """From the call to the first delta with a token."""
-        first: float = (await self._ask([prompt], max_tokens))["first_s"][0]
+        first: float = (await self._ask([prompt], max_tokens, 1))["first_s"][0]
         return first
 
-    async def _ask(self, prompts: Sequence[str], max_tokens: int) -> Any:
-        question = {"name": next(self._names), "prompts": list(prompts), "max_tokens": max_tokens}
+    async def _ask(self, prompts: Sequence[str], max_tokens: int, at_once: int) -> Any:
+        question = {
+            "name": next(self._names),
+            "prompts": list(prompts),
+            "max_tokens": max_tokens,
+            "at_once": at_once,
+        }
         return await asyncio.to_thread(self._direct.ask, question)
 
 
@@ -81,21 +86,21 @@ class Api:
         self._port = port
         self._alias = alias
 
-    async def whole(self, prompts: Sequence[str], max_tokens: int) -> Load:
+    async def whole(self, prompts: Sequence[str], max_tokens: int, at_once: int) -> Load:
         """One `POST /v1/jobs` with `Prefer: wait` a prompt."""
-        return await _load(self._port, prompts, lambda c, prompt: self._wait(c, prompt, max_tokens))
+        return await _load(self._port, prompts, at_once, lambda c, prompt: self._wait(c, prompt, max_tokens))
 
-    async def streamed(self, prompts: Sequence[str], max_tokens: int) -> Load:
+    async def streamed(self, prompts: Sequence[str], max_tokens: int, at_once: int) -> Load:
         """One `POST /v1/jobs` a prompt, answered with the job's events."""
         ids: list[str] = []
-        load = await _streams(self._port, prompts, lambda c, prompt: self._pieces(c, prompt, max_tokens, ids))
+        load = await _streams(self._port, prompts, at_once, lambda c, prompt: self._pieces(c, prompt, max_tokens, ids))
         async with Connection(self._port) as connection:
             tokens = [_tokens(await connection.call("GET", f"/v1/jobs/{job_id}")) for job_id in ids]
         return replace(load, tokens=sum(tokens))
 
     async def first_token_s(self, prompt: str, max_tokens: int) -> float:
         """From the submit to the first `token` event."""
-        return (await self.streamed([prompt], max_tokens)).first_s[0]
+        return (await self.streamed([prompt], max_tokens, 1)).first_s[0]
 
     async def _wait(self, connection: Connection, prompt: str, max_tokens: int) -> int:
         body = self._body(prompt, max_tokens)
@@ -114,26 +119,28 @@ class Api:
         return {"kind": "generation", "model": self._alias, "input": {"prompt": prompt}, "params": params}
 
 
-class Server:
-    """vLLM's own OpenAI server."""
+class Completions:
+    """A server with OpenAI's address for completions: vLLM's own, or ours."""
 
     def __init__(self, port: int, alias: str) -> None:
         self._port = port
         self._alias = alias
 
-    async def whole(self, prompts: Sequence[str], max_tokens: int) -> Load:
+    async def whole(self, prompts: Sequence[str], max_tokens: int, at_once: int) -> Load:
         """One completion a prompt."""
-        return await _load(self._port, prompts, lambda c, prompt: self._complete(c, prompt, max_tokens))
+        return await _load(self._port, prompts, at_once, lambda c, prompt: self._complete(c, prompt, max_tokens))
 
-    async def streamed(self, prompts: Sequence[str], max_tokens: int) -> Load:
+    async def streamed(self, prompts: Sequence[str], max_tokens: int, at_once: int) -> Load:
         """One streamed completion a prompt."""
         usages: list[int] = []
-        load = await _streams(self._port, prompts, lambda c, prompt: self._pieces(c, prompt, max_tokens, usages))
+        load = await _streams(
+            self._port, prompts, at_once, lambda c, prompt: self._pieces(c, prompt, max_tokens, usages)
+        )
         return replace(load, tokens=sum(usages))
 
     async def first_token_s(self, prompt: str, max_tokens: int) -> float:
         """From the request to the first chunk."""
-        return (await self.streamed([prompt], max_tokens)).first_s[0]
+        return (await self.streamed([prompt], max_tokens, 1)).first_s[0]
 
     async def _complete(self, connection: Connection, prompt: str, max_tokens: int) -> int:
         return _tokens(await connection.call("POST", "/v1/completions", self._body(prompt, max_tokens, False)))
@@ -158,20 +165,22 @@ def prompts(number: int) -> list[str]:
     return [f"{made[i % len(made)]}{' Again, please.' * (i // len(made))}" for i in range(number)]
 
 
-async def _load(port: int, prompts: Sequence[str], run: Callable[[Connection, str], Awaitable[int]]) -> Load:
+async def _load(
+    port: int, prompts: Sequence[str], at_once: int, run: Callable[[Connection, str], Awaitable[int]]
+) -> Load:
     async def one(prompt: str) -> int:
         async with Connection(port) as connection:
             return await run(connection, prompt)
 
     started = time.perf_counter()
-    tokens = await asyncio.gather(*(one(prompt) for prompt in prompts))
+    tokens = await in_turn(prompts, at_once, one)
     return Load(sum(tokens), time.perf_counter() - started)
 
 
 async def _streams(
-    port: int, prompts: Sequence[str], pieces: Callable[[Connection, str], AsyncIterator[float]]
+    port: int, prompts: Sequence[str], at_once: int, pieces: Callable[[Connection, str], AsyncIterator[float]]
 ) -> Load:
-    """All prompts at once; `pieces` gives the moment (perf_counter, s) of each piece of an answer."""
+    """`pieces` gives the moment (perf_counter, s) of each piece of an answer."""
 
     async def one(prompt: str) -> list[float]:
         async with Connection(port) as connection:
@@ -179,7 +188,7 @@ async def _streams(
             return [asked, *[moment async for moment in pieces(connection, prompt)]]
 
     started = time.perf_counter()
-    moments = await asyncio.gather(*(one(prompt) for prompt in prompts))
+    moments = await in_turn(prompts, at_once, one)
     seconds = time.perf_counter() - started
     if any(len(one) < 2 for one in moments):
         raise BenchFailed("an answer without a token")

@@ -38,6 +38,7 @@ from ops.bench import (
 )
 from ops.bench.callers import press
 from ops.bench.client import Connection
+from ops.bench.direct import in_turn
 from ops.bench.formation import write_catalogue
 from ops.bench.machine import describe
 from ops.bench.noop import noop, payload
@@ -280,6 +281,23 @@ def test_an_option_that_a_catalogue_cannot_hold_is_refused(tmp_path: Path) -> No
 
 def test_all_prompts_differ_however_many_are_asked_for() -> None:
     assert len(set(loads.prompts(200))) == 200
+
+
+async def test_a_load_keeps_as_many_prompts_going_as_it_says_and_asks_each_once() -> None:
+    going, most, asked = 0, 0, []
+
+    async def ask(prompt: str) -> str:
+        nonlocal going, most
+        going += 1
+        most = max(most, going)
+        asked.append(prompt)
+        await asyncio.sleep(0)
+        going -= 1
+        return prompt
+
+    prompts = loads.prompts(10)
+    assert sorted(await in_turn(prompts, 3, ask)) == sorted(asked) == sorted(prompts)
+    assert most == 3
 
 
 def test_the_server_gets_the_engines_arguments_as_flags() -> None:
