@@ -141,9 +141,13 @@ async def test_batches_mix_recordings_and_each_gets_its_own_text(whisper: Faster
     other = SPOKEN[10 * RATE :]
     alone = [text(await heard(whisper, sound, language="en")) for sound in (SPOKEN, other)]
     whisper.interleaver.batches.clear()
-    both = await asyncio.gather(heard(whisper, SPOKEN, language="en"), heard(whisper, other, language="en"))
-    assert [text(chunks) for chunks in both] == alone
-    mixed = [batch for batch in whisper.interleaver.batches if len({id(piece.request) for piece in batch}) > 1]
+    mixed: list[Any] = []
+    for _ in range(5):  # on a busy machine one may be through before the other is there
+        both = await asyncio.gather(heard(whisper, SPOKEN, language="en"), heard(whisper, other, language="en"))
+        assert [text(chunks) for chunks in both] == alone
+        mixed += [batch for batch in whisper.interleaver.batches if len({id(piece.request) for piece in batch}) > 1]
+        if mixed:
+            break
     assert mixed
 
 

@@ -110,7 +110,8 @@ async def test_jobs_of_queues_on_all_nodes_run_and_are_listed_together(nodes: Re
     assert sum(queue.counts["state:completed"] for queue in await place.results.queues()) == len(every)
     listed = await pages(place, 7)
     assert sorted(listed) == sorted(every)
-    assert listed == sorted(listed, key=lambda job: job[6:15], reverse=True), "newest first, over all nodes"
+    accepted = [(await place.results.record(job)).created_at for job in listed]
+    assert accepted == sorted(accepted, reverse=True), "newest first, over all nodes"
 
 
 async def pages(place: Place, limit: int) -> list[str]:
