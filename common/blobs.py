@@ -11,6 +11,7 @@ import math
 import secrets
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO
 
@@ -41,6 +42,19 @@ class Blobs:
         name = _name(keep_s)
         await asyncio.to_thread(self._copy_in, name, file)
         return f"@{name}"
+
+    async def length(self, reference: str) -> int:
+        """How many bytes a blob has. Raises FileNotFoundError when its time is over."""
+        return int(await asyncio.to_thread(self._fs.size, self._path(reference)))
+
+    async def read(self, reference: str, offset: int, count: int) -> bytes:
+        """A stretch of a blob, shorter at its end. Raises FileNotFoundError when its time is over."""
+        return await asyncio.to_thread(self._stretch, self._path(reference), offset, count)
+
+    async def join(self, references: Sequence[str], keep_s: float) -> tuple[str, int]:
+        """A reference to a new blob of what these hold, one after the other, and how many bytes that is."""
+        name = _name(keep_s)
+        return f"@{name}", await asyncio.to_thread(self._join, [self._path(one) for one in references], name)
 
     async def keep(self, reference: str, keep_s: float) -> str:
         """A reference to the same that holds for `keep_s` from now: the old one, or that of a copy."""
@@ -78,6 +92,24 @@ class Blobs:
     def _copy(self, name: str, new: str) -> None:
         with self._fs.open(f"{self._root}/{name}", "rb") as file:
             self._copy_in(new, file)
+
+    def _path(self, reference: str) -> str:
+        return f"{self._root}/{reference[1:]}"
+
+    def _stretch(self, path: str, offset: int, count: int) -> bytes:
+        with self._fs.open(path, "rb") as file:
+            file.seek(offset)
+            return bytes(file.read(count))
+
+    def _join(self, paths: list[str], name: str) -> int:
+        path = f"{self._root}/{name}"
+        with self._fs.open(f"{path}.part", "wb") as out:
+            for one in paths:
+                with self._fs.open(one, "rb") as file:
+                    shutil.copyfileobj(file, out, 1 << 20)
+            size = int(out.tell())
+        self._fs.mv(f"{path}.part", path)
+        return size
 
     def _remove(self, name: str) -> None:
         with suppress(FileNotFoundError):

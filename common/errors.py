@@ -5,10 +5,11 @@
     │   └── BodyTooLarge        413
     ├── MalformedBody           400  the body is not JSON that we accept
     ├── UnknownModel            404  no such model in the catalogue
-    ├── NotFound                404  no such job
+    ├── NotFound                404  no such job, file or batch
     ├── NotAllowedNow           409  the job's state does not allow this
     ├── IdempotencyMismatch     422  the key was used with another request
     ├── QueueFull               429  the queue's bound is reached
+    ├── TooMany                 429  as many files or unfinished batches as there may be
     ├── StoreUnavailable        503  Redis does not answer or refuses to write
     ├── SettingsInvalid              a setting or catalogue entry is wrong (at start)
     │   └── CatalogueInvalid         everything that is wrong in the catalogue
@@ -72,9 +73,9 @@ class UnknownModel(JarvisError):
 class NotFound(JarvisError):
     """No job has this id (or its record's retention has ended)."""
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, what: str = "job") -> None:
         self.job_id = job_id
-        super().__init__(f"no job {shown(job_id)}; it never existed or its retention has ended")
+        super().__init__(f"no {what} {shown(job_id)}; it never existed or its retention has ended")
 
 
 class NotAllowedNow(JarvisError):
@@ -99,6 +100,14 @@ class QueueFull(JarvisError):
         self.queue = queue
         self.retry_after_s = retry_after_s
         super().__init__(f"queue {queue} is full; try again in {retry_after_s} s")
+
+
+class TooMany(JarvisError):
+    """As many are kept as there may be."""
+
+    def __init__(self, what: str, most: int, retry_after_s: int = 60) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(f"there are {most} {what} already, which is the most that are kept; delete some or wait")
 
 
 class StoreUnavailable(JarvisError):
@@ -161,6 +170,7 @@ PROBLEMS: dict[type[JarvisError], Problem] = {
     NotAllowedNow: Problem(409, "about:blank", "Conflict", False),
     IdempotencyMismatch: Problem(422, "about:blank", "Idempotency-Key Reused", False),
     QueueFull: Problem(429, f"{_IANA}#quota-exceeded", "Queue Full", True),
+    TooMany: Problem(429, f"{_IANA}#quota-exceeded", "Too Many", True),
     StoreUnavailable: Problem(503, f"{_IANA}#temporary-reduced-capacity", "Service Unavailable", True),
 }
 

@@ -39,6 +39,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_of: str | None = None
     function: str = ""  # the job function, when it is not named like the kind (a worker's cron jobs)
     base: str = ""  # the model whose workers run it, when `model` is an adapter of it
+    keep_s: float | None = None  # its record and result are kept so long from the submit, whatever their retention
 
     @property
     def queue(self) -> str:
@@ -53,6 +54,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     params: dict[str, Any] = {}
     function: str = ""
     model: str = ""  # what was asked for, when that is not the queue's model but an adapter of it
+    keep_s: float | None = None  # how long its result must be kept at least
     v: int = 1  # version of this encoding; a worker parks what it does not know
 
 
@@ -92,6 +94,7 @@ class ClaimedJob(msgspec.Struct, frozen=True):
             priority=self.lane,
             function=work.function,
             base=self.model if work.model else "",
+            keep_s=work.keep_s,
         )
 
 

@@ -16,6 +16,14 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P idem:<digest>         string  id and fingerprint of the request made with this key
     P queues                set     queues that have ever been used
     P readers               zset    id -> until when somebody reads its events as they come (ms)
+    P file:<id>             string  a file's record (JSON); its content is in the blob store
+    P files                 zset    every file's id, which sorts by time
+    P batch:<id>            hash    a batch's record
+    P batch:<id>:parts      hash    number of a stretch of its lines -> where their answers are (JSON)
+    P batches               zset    every batch's id, which sorts by time
+    P batches:due           zset    unfinished batch -> when a process may take it (ms)
+    P batches:bell          list    one token when there is a batch to take
+    P batches:idem:<digest> string  id and fingerprint of the batch made with this key
     P scheduler:bell        list    wakes a scheduler when something is due earlier than it thinks
     Q meta                  hash    depth, clock and credit of each lane; service rate
     Q <lane>:users          zset    user -> virtual time; only users with waiting work
@@ -32,6 +40,7 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 import zlib
@@ -69,6 +78,11 @@ class Keys:
             return None
         return self.prefix(job_id[4:6])
 
+    @property
+    def files(self) -> str:
+        """Prefix of the shard that holds all files and batches, of which there are few."""
+        return self.prefix("00")
+
     def queue(self, queue: str) -> str:
         """Prefix of one queue's keys."""
         return f"{self.of_queue(queue)}q:{queue}:"
@@ -76,11 +90,45 @@ class Keys:
 
 def new_job_id(shard: str) -> str:
     """`job_<2 hex shard><9 time><13 random>`: sorts by time, tells its shard, cannot be guessed."""
+    return f"job_{shard}{_stamped()}"
+
+
+def new_file_id() -> str:
+    """`file-<9 time><13 random>`."""
+    return f"file-{_stamped()}"
+
+
+def new_batch_id() -> str:
+    """`batch_<9 time><13 random>`."""
+    return f"batch_{_stamped()}"
+
+
+def line_job_id(shard: str, batch_id: str, line: int, number: int) -> str:
+    """The id of job `number` of a batch's line: always the same, so that a line is never run as two jobs.
+
+    As little to be guessed as the batch's own id, which goes into it.
+    """
+    digest = int.from_bytes(hashlib.sha256(f"{batch_id} {line} {number}".encode()).digest()[:9], "big")
+    chance = "".join([_ALPHABET[digest >> s & 31] for s in range(0, 65, 5)])
+    return f"job_{shard}{batch_id[6:15]}{chance}"
+
+
+def _stamped() -> str:
     milliseconds = time.time_ns() // 1_000_000
     stamp = _ALPHABET[milliseconds >> 40 & 31] + "".join([_PAIRS[milliseconds >> s & 1023] for s in (30, 20, 10, 0)])
     bits = int.from_bytes(secrets.token_bytes(9), "big")
     chance = _ALPHABET[bits & 31] + "".join([_PAIRS[bits >> s & 1023] for s in (5, 15, 25, 35, 45, 55)])
-    return f"job_{shard}{stamp}{chance}"
+    return stamp + chance
+
+
+def is_file_id(text: str) -> bool:
+    """Whether a text has the form of a file's id."""
+    return len(text) == 27 and text.startswith("file-") and all(c in _ALPHABET for c in text[5:])
+
+
+def is_batch_id(text: str) -> bool:
+    """Whether a text has the form of a batch's id."""
+    return len(text) == 28 and text.startswith("batch_") and all(c in _ALPHABET for c in text[6:])
 
 
 def is_job_id(text: str) -> bool:

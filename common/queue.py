@@ -160,10 +160,11 @@ class Queue:
         return answers  # type: ignore[return-value]
 
     async def submit_each(
-        self, specs: Sequence[JobSpec], idempotency: Sequence[Key | None] = ()
+        self, specs: Sequence[JobSpec], idempotency: Sequence[Key | None] = (), ids: Sequence[str] = ()
     ) -> list[Submitted | JarvisError]:
         """Accept jobs, in order; one that is refused has its QueueFull or IdempotencyMismatch in its place.
 
+        With `ids` the caller names them: a job that is there under its id already is attached to.
         Raises StoreUnavailable; some may have been accepted then, and the same call with keys attaches to those.
         """
         keys = list(idempotency) or [None] * len(specs)
@@ -179,7 +180,8 @@ class Queue:
 
         try:
             for shard, some in _batches(by_shard):
-                args = await self._encoded(shard, [specs[i] for i in some], [keys[i] for i in some])
+                names = [ids[i] if ids else new_job_id(shard) for i in some]
+                args = await self._encoded(names, [specs[i] for i in some], [keys[i] for i in some])
                 if under_way:
                     await under_way
                 under_way = asyncio.create_task(send(shard, some, args))
@@ -194,10 +196,10 @@ class Queue:
                 under_way.cancel()
         return [answers[i] for i in range(len(specs))]
 
-    async def _encoded(self, shard: str, specs: list[JobSpec], keys: list[Key | None]) -> list[Any]:
+    async def _encoded(self, ids: list[str], specs: list[JobSpec], keys: list[Key | None]) -> list[Any]:
         args: list[Any] = []
-        for spec, key in zip(specs, keys, strict=True):
-            args += self._arguments(new_job_id(shard), spec, await self._work(spec), key)
+        for job_id, spec, key in zip(ids, specs, keys, strict=True):
+            args += self._arguments(job_id, spec, await self._work(spec), key)
         return args
 
     async def _sent(self, prefix: str, args: list[Any]) -> list[Any]:
@@ -216,7 +218,7 @@ class Queue:
                 raise unavailable(error) from error
 
     async def _work(self, spec: JobSpec) -> bytes:
-        work = encode(Work(spec.input, spec.params, spec.function, spec.model if spec.base else ""))
+        work = encode(Work(spec.input, spec.params, spec.function, spec.model if spec.base else "", spec.keep_s))
         if len(work) <= self.settings.inline_bytes:
             return work
         return await self.blobs.store(work, self.life_s(spec.ttl_s))
@@ -242,6 +244,7 @@ class Queue:
             _digest(spec.user, key.key) if key else "",
             key.fingerprint if key else "",
             spec.model if spec.base else "",
+            int((spec.keep_s or 0) * 1000),
         ]
 
     async def cancel(self, job_id: str) -> None:
@@ -249,6 +252,19 @@ class Queue:
         prefix = self._of(job_id)
         if await self._run("cancel", prefix, job_id, self._retention_ms, self.settings.events_kept) is None:
             raise NotFound(job_id)
+
+    async def cancel_each(self, job_ids: Sequence[str]) -> None:
+        """`cancel` for jobs of which any may be gone. Raises StoreUnavailable; then it may be sent again."""
+        for job_id in job_ids:
+            with suppress(NotFound):
+                await self.cancel(job_id)
+
+    async def let_go(self, job_ids: Sequence[str]) -> None:
+        """Records that were kept longer (`keep_s`) are kept for their retention from now on."""
+        pipe = self.redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipe.pexpire(f"{self._of(job_id)}job:{job_id}", self._retention_ms)
+        await self._call(pipe.execute())
 
     async def retry(self, job_id: str) -> Submitted:
         """Submit again what a job that did not complete asked for, as a new job; asked twice, the same one.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +18,7 @@ import redis.asyncio as redis
 from common import scripts
 from common.blobs import Blobs
 from common.errors import NotFound, StoreUnavailable
-from common.jobs import JobError, JobEvent, JobRecord, Priority, Step, Ticket, decode, parse_history
+from common.jobs import JobError, JobEvent, JobRecord, Priority, Step, Ticket, decode, parse_history, parse_step
 from common.keys import Keys
 from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
@@ -125,12 +125,35 @@ class Results:
         if values[0] is None:
             raise NotFound(job_id)
         raw = values.pop() if result else None
-        return StoredResult(_record(job_id, values), await self._rendered(raw) if raw else None)
+        return StoredResult(_record(job_id, values), await self.rendered(raw) if raw else None)
 
-    async def _rendered(self, raw: bytes) -> msgspec.Raw:
+    async def rendered(self, raw: bytes) -> msgspec.Raw:
+        """A stored result as a reader sees it. Raises FileNotFoundError when its blob's time is over."""
         body = await self.blobs.load(raw)
         large = len(body) > self.settings.inline_bytes
         return await asyncio.to_thread(rendered, body) if large else rendered(body)
+
+    async def looks(self, job_ids: Sequence[str]) -> list[tuple[JobRecord, bytes] | None]:
+        """Jobs as they stand and what is stored as their results (b"" while there is none), in one round trip.
+
+        None for those that are gone. `rendered` makes a stored result what a reader sees.
+        """
+        pipe = self.redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipe.hmget(f"{self._of(job_id)}job:{job_id}", [*_FIELDS, "result"])
+        rows = await self._call(pipe.execute())
+        return [
+            (_record(job_id, row[:-1]), row[-1] or b"") if row[0] is not None else None
+            for job_id, row in zip(job_ids, rows, strict=True)
+        ]
+
+    async def states(self, job_ids: Sequence[str]) -> list[State | None]:
+        """Where jobs stand, in one round trip; None for those that are gone."""
+        pipe = self.redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipe.hget(f"{self._of(job_id)}job:{job_id}", "history")
+        rows = await self._call(pipe.execute())
+        return [None if row is None else parse_step(row.decode().rpartition(" ")[2])[1] for row in rows]
 
     async def wait(self, job_id: str, timeout_s: float) -> JobRecord:
         """The record as soon as it is terminal, or as it stands when the time is over."""

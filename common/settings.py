@@ -50,7 +50,17 @@ class Settings(BaseSettings):
     idempotency_s: Seconds = Field(86_400, description="how long an Idempotency-Key is remembered")
     events_kept: Count = Field(10_000, description="state events kept in a shard's stream")
 
+    # Batches
+    batch_jobs: Count = Field(256, description="jobs of one batch that wait or run at a time, in the low lane")
+    batch_runs: Count = Field(4, description="batches that one process of `batches` works on at a time")
+    max_batches: Count = Field(1_000, description="unfinished batches that are accepted")
+    max_batch_lines: Count = Field(50_000, description="most lines of a batch")
+    batch_kept_s: Seconds = Field(30 * 86_400, description="how long a finished batch's record is kept")
+    file_kept_s: Seconds = Field(30 * 86_400, description="how long a file is kept that does not say")
+    max_files: Count = Field(10_000, description="files that are kept at a time")
+
     # Sizes
+    max_file_bytes: Count = Field(200 * 1024 * 1024, description="largest file that may be uploaded")
     max_body_bytes: Count = Field(8 * 1024 * 1024, description="largest request body")
     max_audio_bytes: Count = Field(256 * 1024 * 1024, description="largest recording that may be uploaded")
     max_audio_s: Seconds = Field(7200, description="longest recording that is transcribed")

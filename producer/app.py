@@ -8,13 +8,17 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from common.batches import Batches
 from common.catalogue import Catalogue
+from common.files import Files
 from common.heap import settle_heap
 from common.queue import Queue
 from common.results import Results
 from common.settings import Settings
 from producer import problems
 from producer.guard import Guard
+from producer.openai import batches as openai_batches
+from producer.openai import files as openai_files
 from producer.openai import routes as openai
 from producer.openapi import describe
 from producer.routes import Edge, router, submits
@@ -45,9 +49,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.catalogue = catalogue
     app.state.stopping = asyncio.Event()
-    most = settings.max_audio_bytes + settings.max_body_bytes  # a recording and the job that goes with it
-    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, max_form_bytes=most)
-    for routes in (submits, openai.calls, router, openai.router):  # the first route that matches is taken
+    forms = {
+        "": settings.max_audio_bytes + settings.max_body_bytes,  # a recording and the job that goes with it
+        "/v1/files": settings.max_file_bytes + settings.max_body_bytes,
+    }
+    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, max_form_bytes=forms)
+    own = (openai.router, openai_files.router, openai_batches.router)
+    for routes in (submits, openai.calls, router, *own):  # the first route that matches is taken
         app.include_router(routes)
     app.openapi = describe(app)  # type: ignore[method-assign]
     problems.install(app)
@@ -60,7 +68,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     queue = await Queue.connect(settings)  # does not need Redis to answer yet
     results = Results(queue.redis, settings)
     submitter = Submitter(queue, catalogue, settings)
-    app.state.edge = Edge(settings, catalogue, queue, results, submitter, app.state.stopping)
+    files, batches = Files(queue.redis, settings), Batches(queue.redis, settings)
+    app.state.edge = Edge(settings, catalogue, queue, results, submitter, files, batches, app.state.stopping)
     settle_heap()
     try:
         yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,10 +25,10 @@ MAX_HEADER_BYTES = 32 * 1024
 class Guard:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, max_form_bytes: int | None = None) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_form_bytes: Mapping[str, int] | None = None) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
-        self.max_form_bytes = max_form_bytes or max_body_bytes
+        self.max_form_bytes = max_form_bytes or {"": max_body_bytes}  # by path; "": any other
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -46,7 +47,7 @@ class Guard:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = scope["headers"]
         size = sum(len(name) + len(value) for name, value in headers)
-        limit = self.max_form_bytes if _is_form(headers) else self.max_body_bytes
+        limit = self._form_limit(scope["path"]) if _is_form(headers) else self.max_body_bytes
         if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
             detail = f"headers are {len(headers)}, {size} bytes; allowed: {MAX_HEADERS}, {MAX_HEADER_BYTES} bytes"
             entry = {"field": "headers", "value": None, "message": detail}
@@ -56,6 +57,9 @@ class Guard:
             await refusal(scope, receive, send)
         else:
             await self.app(scope, _counted(receive, limit), send)
+
+    def _form_limit(self, path: str) -> int:
+        return self.max_form_bytes.get(path, self.max_form_bytes[""])
 
 
 class _Answering:

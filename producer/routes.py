@@ -10,7 +10,9 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
+from common.batches import Batches
 from common.catalogue import Catalogue, Model
+from common.files import Files
 from common.jobs import JobRecord, JobSpec, Submitted
 from common.queue import Queue
 from common.results import QueueStats, Results, StoredResult
@@ -60,6 +62,8 @@ class Edge:
     queue: Queue
     results: Results
     submitter: Submitter
+    files: Files
+    batches: Batches
     stopping: asyncio.Event
     heads: Heads = field(default_factory=Heads)
     counting: set[str] = field(default_factory=set)  # queues in which a place is being counted

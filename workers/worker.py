@@ -319,8 +319,15 @@ class Worker(ArqWorker):
     async def _stored(self, outcome: Outcome) -> Outcome:
         if len(outcome.body) <= self.settings.inline_bytes:
             return outcome
-        reference = await self.queue.blobs.store(outcome.body, self.settings.retention_s)
+        reference = await self.queue.blobs.store(outcome.body, await self._keep_s(outcome.job))
         return Outcome(outcome.job, outcome.kind, outcome.seq, reference, outcome.usage)
+
+    async def _keep_s(self, job: ClaimedJob) -> float:
+        try:
+            asked_s = msgspec.structs.replace(job, raw=await self.queue.blobs.load(job.raw)).spec.keep_s
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            asked_s = None  # it ended for that very reason
+        return max(self.settings.retention_s, asked_s or 0)
 
     def _interrupted(self, run: Run) -> Outcome | None:
         if run.reason in ("cancelled", "lost"):

@@ -156,7 +156,7 @@ end
 
 -- What every terminal move does beside writing the state.
 local function close(id, retention_ms)
-  redis.call('PEXPIRE', P .. 'job:' .. id, retention_ms)
+  redis.call('PEXPIRE', P .. 'job:' .. id, retention_ms, 'NX') -- one that must be kept longer has its end already
   redis.call('PEXPIRE', P .. 'tokens:' .. id, retention_ms)
   redis.call('ZREM', P .. 'expiry', id)
 end

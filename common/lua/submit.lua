@@ -1,8 +1,9 @@
 -- submit: accept jobs: idempotency, the queue's bound, the record, the user's place, all or nothing per job.
 -- KEYS[1] shard prefix
--- ARGV    idempotency_ms, max_depth, events_kept, ordinary ttl_ms, then 14 per job: id, queue, lane, user, due_ms (0: now),
+-- ARGV    idempotency_ms, max_depth, events_kept, ordinary ttl_ms, then 15 per job: id, queue, lane, user, due_ms (0: now),
 --         ttl_ms, timeout_ms, max_attempts, work, metadata, retry_of, idempotency digest ('' none), fingerprint,
---         the model asked for ('': the queue's)
+--         the model asked for ('': the queue's), keep_ms (0: a finished record goes after its retention; else this long
+--         after now, whenever it finishes)
 -- returns per job: {'new', id, its first step, jobs that waited before it} | {'same' | 'mismatch', id} |
 --         {'full', seconds until there is room}
 -- atomic because a job must never be visible without its record, nor accepted twice for one key; the id is made
@@ -79,13 +80,14 @@ local function accept(i)
   if ARGV[i + 10] ~= '' then append(record, 'retry_of', ARGV[i + 10]) end
   if ARGV[i + 13] ~= '' then append(record, 'model', ARGV[i + 13]) end
   redis.call('HSET', P .. 'job:' .. id, unpack(record))
+  if ARGV[i + 14] ~= '0' then redis.call('PEXPIRE', P .. 'job:' .. id, ARGV[i + 14]) end
   redis.call('XADD', P .. 'index', '*', 'j', short_of(id), 'u', user)
   if digest ~= '' then redis.call('SET', P .. 'idem:' .. digest, id .. ' ' .. fingerprint, 'PX', IDEMPOTENCY_MS) end
   if ARGV[i + 5] ~= ordinary_ttl() then append(expiry, expires, id) end
   return {'new', id, step, depth.n - 1}
 end
 
-for i = 5, #ARGV, 14 do append(answers, accept(i)) end
+for i = 5, #ARGV, 15 do append(answers, accept(i)) end
 if #expiry > 0 then redis.call('ZADD', P .. 'expiry', unpack(expiry)) end
 events = {} -- nobody can follow a job whose id nobody has yet, and who comes later reads the job first
 finish(EVENTS_KEPT)

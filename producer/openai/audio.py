@@ -19,6 +19,7 @@ from producer.record import answer
 MOST_FIELDS = 40
 FIELDS = "the fields of OpenAI's audio endpoints and the part `file`"
 LISTS = ("timestamp_granularities", "include", "keywords", "languages", "known_speaker_names")
+TEXTS = {"srt": "application/x-subrip", "vtt": "text/vtt", "text": "text/plain"}
 PARAMS = ("language", "prompt", "temperature", "response_format", "timestamp_granularities")
 
 
@@ -67,15 +68,19 @@ def fields_of(parts: FormData) -> AudioAsked:
 
 def answered(found: StoredResult, form: str | None, headers: dict[str, str]) -> Response:
     """A transcript in the form that was asked for."""
+    made = document(found, form)
+    return answer(made, 200, headers) if isinstance(made, dict) else Response(made, 200, headers, TEXTS[form or ""])
+
+
+def document(found: StoredResult, form: str | None) -> dict[str, Any] | str:
+    """A transcript in the form that was asked for: an object, or a text."""
     output: dict[str, Any] = msgspec.json.decode(found.output or b"{}")
     if form in ("srt", "vtt"):
-        return Response(output[form], 200, headers, "text/vtt" if form == "vtt" else "application/x-subrip")
+        return str(output[form])
     if form == "text":
-        return Response(output["text"] + "\n", 200, headers, "text/plain")
+        return str(output["text"]) + "\n"
     usage = {"type": "duration", "seconds": (found.record.usage or {}).get("audio_seconds", 0)}
-    if form == "verbose_json":
-        return answer({**output, "usage": usage}, 200, headers)
-    return answer({"text": output["text"], "usage": usage}, 200, headers)
+    return {**output, "usage": usage} if form == "verbose_json" else {"text": output["text"], "usage": usage}
 
 
 class TranscriptChunks:

@@ -27,6 +27,7 @@ from producer.direct import Direct
 from producer.openai import answered, audio
 from producer.openai.asked import ChatAsked, CompletionAsked, EmbeddingsAsked, read
 from producer.openai.errors import failed, of_record
+from producer.openai.specs import spec_of
 from producer.problems import Refusal
 from producer.record import answer, location, record_out
 from producer.routes import RETRY_AFTER, Edge, edge, model_out
@@ -34,7 +35,6 @@ from producer.routes import RETRY_AFTER, Edge, edge, model_out
 calls = APIRouter(route_class=Direct)
 router = APIRouter()
 STOPPING = "this web process stops; send it again"
-LOCAL = ("vllm", "fake")  # engines that know how much room a prompt leaves
 
 
 @calls.post("/v1/chat/completions", include_in_schema=False)
@@ -150,7 +150,7 @@ class Call:
         key = headers.idempotency_key(request.headers)
         large = len(await request.body()) > here.settings.inline_bytes
         # All are checked before the first is accepted.
-        specs = [await _spec(body, here) for body in bodies]
+        specs = [await spec_of(body, here.submitter) for body in bodies]
         keys = [f"{key}#{number}" if key and number else key for number in range(len(specs))]
         submits = (here.submitter.accept(spec, its_key, large) for spec, its_key in zip(specs, keys, strict=True))
         jobs = list(zip(specs, await asyncio.gather(*submits), strict=True))
@@ -260,17 +260,6 @@ async def _body(request: Request) -> dict[str, Any]:
     if isinstance(body, list):
         raise MalformedBody("it is a list; an object is expected")
     return body
-
-
-async def _spec(body: dict[str, Any], here: Edge) -> JobSpec:
-    spec = await here.submitter.spec_of(body)
-    if spec.kind != "generation" or "max_tokens" in spec.params:
-        return spec
-    model = here.catalogue.get(spec.kind, spec.model)
-    if model.engine not in LOCAL or "max_tokens" in model.defaults:
-        return spec
-    # OpenAI's default is all the room that there is: the engine cuts this to what the prompt leaves.
-    return msgspec.structs.replace(spec, params={**spec.params, "max_tokens": model.max_model_len})
 
 
 def _answers(found: StoredResult) -> bool:

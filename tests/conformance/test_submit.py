@@ -8,7 +8,7 @@ import time
 import pytest
 
 from common.errors import IdempotencyMismatch, NotAllowedNow, NotFound, QueueFull
-from common.jobs import JobSpec
+from common.jobs import JobSpec, Submitted
 from common.keys import new_job_id
 from common.queue import Key
 from common.scripts import execute, run
@@ -51,12 +51,37 @@ async def test_a_job_that_says_nothing_gets_the_defaults_of_the_settings(make_wo
 async def test_the_same_call_sent_again_changes_nothing(world: World) -> None:
     """What Queue.submit does when the reply of a submit is lost."""
     shard = world.queue.keys.shard_of_queue(QUEUE)
-    job = [new_job_id(shard), QUEUE, "normal", "ada", 0, 1000, 1000, 3, b"{}", b"", "", "", "", ""]
+    job = [new_job_id(shard), QUEUE, "normal", "ada", 0, 1000, 1000, 3, b"{}", b"", "", "", "", "", 0]
     first = await run(world.redis, "submit", world.prefix, 1000, 10, 100, 1000, *job)
     again = await run(world.redis, "submit", world.prefix, 1000, 10, 100, 1000, *job)
     assert (first[0][0], again[0][0], again[0][1]) == (b"new", b"same", first[0][1])
     assert await world.entries("ada") == 1
     assert await world.depth() == 1
+
+
+async def test_a_job_whose_id_the_caller_names_is_never_a_second_job(world: World) -> None:
+    job_id = new_job_id(world.queue.keys.shard_of_queue(QUEUE))
+    first = await world.queue.submit_each([spec()], (), [job_id])
+    await world.complete(await world.claim_one())
+    again = await world.queue.submit_each([spec()], (), [job_id])
+    assert [(one.id, one.created) for one in (*first, *again) if isinstance(one, Submitted)] == [
+        (job_id, True),
+        (job_id, False),
+    ]
+    assert await world.depth() == 0
+
+
+async def test_a_record_that_must_be_kept_outlives_its_retention(make_world: MakeWorld) -> None:
+    world = make_world(retention_s=5)
+    kept, other, cancelled = await world.submit(keep_s=600), await world.submit(), await world.submit(keep_s=600)
+    await world.queue.cancel(cancelled)
+    await world.complete(*await world.claim(2))
+    left_s = {name: await world.redis.pttl(f"{world.prefix}job:{name}") / 1000 for name in (kept, other, cancelled)}
+    assert left_s[other] <= 5
+    assert 590 < left_s[kept] <= 600
+    assert 590 < left_s[cancelled] <= 600
+    await world.queue.let_go([kept, cancelled])
+    assert await world.redis.pttl(f"{world.prefix}job:{kept}") <= 5000
 
 
 async def test_fifty_concurrent_submits_with_one_key_make_one_job(world: World) -> None:

@@ -41,6 +41,7 @@ DEADLINE_S = float(os.environ.get(DEADLINE_VARIABLE, "60"))
 WORK = ("workers", "tests.faults.handlers.Work")
 SCHEDULER = ("scheduler",)
 WEB = ("producer",)
+BATCHES = ("producer.batches",)
 CATALOGUE = """
 [models.chat]
 kind = "generation"
@@ -54,6 +55,12 @@ kind = "embedding"
 engine = "fake"
 slots = 8
 options = { delay_s = 0.2 }
+
+[models.quick]
+kind = "embedding"
+engine = "fake"
+slots = 32
+options = { delay_s = 0.05 }
 """
 
 

@@ -144,15 +144,17 @@ class Ticking(Work):
     cron_jobs = (cron(tick, second=set(range(60)), microsecond=0),)
 
 
-def _with_ledger(kind: str) -> dict[str, Any]:
+def _with_ledger(kind: str, place: int = 0) -> dict[str, Any]:
     settings = load_settings()
     settings_for = {"generation": generation_settings_for, "embedding": embedding_settings_for}[kind]
     models = Catalogue.load(settings.catalogue).of_kind(kind)
-    return settings_for(models[0], settings) | {"on_job_start": started, "on_job_end": ended}
+    return settings_for(models[place], settings) | {"on_job_start": started, "on_job_end": ended}
 
 
 def __getattr__(name: str) -> dict[str, Any]:
     # Only a worker of that kind needs a catalogue: read on demand.
     if name in ("generation", "embedding"):
         return _with_ledger(name)
+    if name == "quick":
+        return _with_ledger("embedding", 1)
     raise AttributeError(name)

@@ -51,6 +51,7 @@ options = {{ device = "cpu", compute_type = "float32", max_new_tokens = 12, vad_
 PROGRAMS = (
     ("producer",),
     ("scheduler",),
+    ("producer.batches",),
     ("workers", "generation", "--model", "demo"),
     ("workers", "generation", "--model", "slow"),
     ("workers", "embedding"),

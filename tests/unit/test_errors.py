@@ -18,6 +18,7 @@ from common.errors import (
     NotFound,
     QueueFull,
     StoreUnavailable,
+    TooMany,
     UnknownModel,
     problem_of,
     shown,
@@ -75,7 +76,7 @@ def test_facts_are_attributes() -> None:
 
 
 def test_only_what_another_try_can_help_is_retryable() -> None:
-    assert {cls for cls, problem in PROBLEMS.items() if problem.retryable} == {QueueFull, StoreUnavailable}
+    assert {cls for cls, problem in PROBLEMS.items() if problem.retryable} == {QueueFull, TooMany, StoreUnavailable}
 
 
 def test_a_subclass_leaves_as_its_nearest_class() -> None:

@@ -1,0 +1,163 @@
+"""Files that callers upload and batches write: records in Redis, content in the blob store.
+
+A file has an end from the start, after which record and content go by themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import IO, Any
+
+import msgspec
+import redis.asyncio as redis
+
+from common import scripts
+from common.blobs import Blobs
+from common.errors import NotFound, TooMany
+from common.jobs import decode, encode
+from common.keys import Keys, is_file_id, new_file_id
+from common.queue import UNAVAILABLE, unavailable
+from common.settings import Settings
+
+PIECE = 1 << 20
+#: Ids of a list that are looked at in one round trip.
+PAGE = 500
+#: A content outlives its record by this, for whoever has begun to read it.
+AFTERWARDS_S = 3600
+
+
+class FileRecord(msgspec.Struct, frozen=True):
+    """A file as a reader sees it, and where its content is; times are Unix seconds."""
+
+    id: str
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    blob: str
+
+
+class Files:
+    """The files of one namespace."""
+
+    def __init__(self, client: redis.Redis, settings: Settings) -> None:
+        self.redis = client
+        self.settings = settings
+        self.blobs = Blobs(settings)
+        self._prefix = Keys(settings.namespace, settings.shards).files
+
+    async def put(self, file: IO[bytes], size: int, filename: str, purpose: str, keep_s: float | None) -> FileRecord:
+        """Keep a file. Raises TooMany, StoreUnavailable; nothing of it is left then."""
+        keep_s = keep_s or self.settings.file_kept_s
+        blob = await self.blobs.store_file(file, keep_s + AFTERWARDS_S)
+        record = made(size, filename, purpose, keep_s, blob)
+        # When Redis does not answer the content stays until its time is over: the record may be there.
+        kept = await self._run("file_put", *stored(record), self.settings.max_files)
+        if not kept and await self.tidy():
+            kept = await self._run("file_put", *stored(record), self.settings.max_files)
+        if not kept:
+            await self.blobs.remove(blob)
+            raise TooMany("files", self.settings.max_files)
+        return record
+
+    async def get(self, file_id: str) -> FileRecord:
+        """A file's record. Raises NotFound, StoreUnavailable."""
+        found = await self._call(self.redis.get(self._key(file_id)))
+        if found is None:
+            raise NotFound(file_id, "file")
+        return decode(found, type=FileRecord)
+
+    async def delete(self, file_id: str) -> FileRecord:
+        """Forget a file; its content stays for the batches that read it. Raises NotFound, StoreUnavailable."""
+        self._key(file_id)
+        found = await self._run("file_delete", file_id)
+        if found is None:
+            raise NotFound(file_id, "file")
+        return decode(found, type=FileRecord)
+
+    async def content(self, record: FileRecord) -> AsyncIterator[bytes]:
+        """A file's content, piece by piece. Raises NotFound when it is gone."""
+        offset = 0
+        while offset < record.bytes:
+            try:
+                piece = await self.blobs.read(record.blob, offset, PIECE)
+            except FileNotFoundError:
+                raise NotFound(record.id, "content of file") from None
+            if not piece:
+                raise NotFound(record.id, "whole content of file")
+            yield piece
+            offset += len(piece)
+
+    async def list_files(
+        self, after: str | None, limit: int, newest_first: bool = True, purpose: str | None = None
+    ) -> tuple[list[FileRecord], bool]:
+        """A page of files, and whether there are more."""
+        found: list[FileRecord] = []
+        while len(found) <= limit:
+            ids = await ids_after(self.redis, f"{self._prefix}files", after, PAGE, newest_first)
+            if not ids:
+                break
+            after = ids[-1]
+            rows = await self._call(self.redis.mget([f"{self._prefix}file:{name}" for name in ids]))
+            records = [decode(row, type=FileRecord) for row in rows if row is not None]
+            found += [record for record in records if purpose in (None, record.purpose)]
+        return found[:limit], len(found) > limit
+
+    async def tidy(self) -> int:
+        """The list forgets files whose time is over; returns how many."""
+        return await forget_gone(self.redis, f"{self._prefix}files", f"{self._prefix}file:")
+
+    def _key(self, file_id: str) -> str:
+        if not is_file_id(file_id):
+            raise NotFound(file_id, "file")
+        return f"{self._prefix}file:{file_id}"
+
+    async def _run(self, name: str, *args: Any) -> Any:
+        return await self._call(scripts.run(self.redis, name, self._prefix, *args))
+
+    async def _call(self, call: Any) -> Any:
+        try:
+            return await call
+        except UNAVAILABLE as error:
+            raise unavailable(error) from error
+
+
+def made(size: int, filename: str, purpose: str, keep_s: float, blob: str) -> FileRecord:
+    """A new file's record."""
+    now = int(time.time())
+    return FileRecord(new_file_id(), size, now, now + int(keep_s), filename, purpose, blob)
+
+
+def stored(record: FileRecord) -> tuple[str, bytes, int]:
+    """A file as the scripts keep it: id, record, end in milliseconds."""
+    return record.id, encode(record), record.expires_at * 1000
+
+
+async def ids_after(client: redis.Redis, key: str, after: str | None, count: int, newest_first: bool) -> list[str]:
+    """Ids of a list that sorts by time, after one of them, which may be gone itself."""
+    low, high = ("-", f"({after}" if after else "+") if newest_first else (f"({after}" if after else "-", "+")
+    bounds = (high, low) if newest_first else (low, high)
+    command = "ZREVRANGEBYLEX" if newest_first else "ZRANGEBYLEX"
+    try:
+        found = await scripts.execute(client, command, key, *bounds, "LIMIT", 0, count)
+    except UNAVAILABLE as error:
+        raise unavailable(error) from error
+    return [name.decode() for name in found]
+
+
+async def forget_gone(client: redis.Redis, key: str, record_key: str) -> int:
+    """Take those out of a list whose records are gone; returns how many."""
+    gone, after = 0, None
+    while ids := await ids_after(client, key, after, PAGE, newest_first=False):
+        after = ids[-1]
+        pipe = client.pipeline(transaction=False)
+        for name in ids:
+            pipe.exists(f"{record_key}{name}")
+        there = await pipe.execute()
+        # A record is made together with its place in the list, and never comes back.
+        old = [name for name, is_there in zip(ids, there, strict=True) if not is_there]
+        if old:
+            gone += int(await client.zrem(key, *old))
+    return gone

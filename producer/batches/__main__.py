@@ -1,0 +1,61 @@
+"""`python -m producer.batches`: work on batches until it is told to stop. Any number may run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+
+import uvloop
+
+from common.batches import Batches
+from common.catalogue import Catalogue
+from common.errors import JarvisError
+from common.files import Files
+from common.queue import Queue
+from common.results import Results
+from common.settings import Settings, load_settings
+from producer.batches.endpoints import Here
+from producer.batches.runner import Runner
+from producer.batches.stretches import Tools
+from producer.submit import Submitter
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code."""
+    description = "Work on batches: check their lines, feed them to the queue, write their files. Any number may run."
+    argparse.ArgumentParser(prog="python -m producer.batches", description=description).parse_args(argv)
+    try:
+        settings = load_settings()
+        catalogue = Catalogue.load(settings.catalogue)
+    except JarvisError as error:
+        print(f"batches: {error}", file=sys.stderr)
+        return 1
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    uvloop.run(run(settings, catalogue))
+    return 0
+
+
+async def run(settings: Settings, catalogue: Catalogue) -> None:
+    """Work until a signal."""
+    queue = await Queue.connect(settings)
+    results = Results(queue.redis, settings)
+    here = Here(Submitter(queue, catalogue, settings), Files(queue.redis, settings))
+    tools = Tools(here, queue, results, settings)
+    work = asyncio.ensure_future(Runner(tools, Batches(queue.redis, settings)).run())
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, work.cancel)
+    logging.getLogger("jarvis.batches").info("batches ready")
+    try:
+        await work
+    except asyncio.CancelledError:
+        pass
+    finally:
+        await results.close()
+        await queue.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

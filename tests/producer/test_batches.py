@@ -1,0 +1,426 @@
+"""Files and batches over HTTP, with a runner and a worker in this process: refusals, answers, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from common.blobs import Blobs
+from common.jobs import ClaimedJob
+from common.settings import Settings
+from producer.__main__ import Server
+from producer.app import create_app
+from producer.batches.endpoints import Here
+from producer.batches.runner import Runner
+from producer.batches.stretches import Tools
+from tests.producer.worker import PlayedWorker
+
+CHAT = "/v1/chat/completions"
+OVER = ("completed", "failed", "expired", "cancelled")
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Small stretches, so that a few lines are several; and clocks that a test can wait for."""
+    small = {"batch_jobs": 8, "lease_s": 2, "bell_timeout_s": 0.5, "max_file_bytes": 300_000, "max_batch_lines": 500}
+    return settings.model_copy(update=small)
+
+
+@pytest.fixture
+async def runner(app: FastAPI) -> AsyncIterator[Runner]:
+    """What `python -m producer.batches` runs, in this process."""
+    edge = app.state.edge
+    tools = Tools(Here(edge.submitter, edge.files), edge.queue, edge.results, edge.settings)
+    made = Runner(tools, edge.batches)
+    running = asyncio.create_task(made.run())
+    yield made
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+Do = Callable[[ClaimedJob], str]
+
+
+@pytest.fixture
+async def work(app: FastAPI) -> AsyncIterator[dict[str, Do]]:
+    """A worker of `echo` that answers with the prompt, or does what the test puts under "do"."""
+    played = PlayedWorker(app.state.edge.queue, "generation:echo")
+    told: dict[str, Do] = {"do": lambda job: "finish"}
+
+    async def busy() -> None:
+        while True:
+            job = await played.next()
+            match told["do"](job):
+                case "finish":
+                    text = job.spec.input["messages"][-1]["content"]
+                    await played.finish(job, {"text": text, "finish_reason": "stop"})
+                case "fail":
+                    await played.fail(job, "invalid_request")
+
+    running = asyncio.create_task(busy())
+    yield told
+    running.cancel()
+
+
+def line(number: int, **fields: Any) -> dict[str, Any]:
+    """A line of an input, right but for what the test says."""
+    body = {"model": "echo", "messages": [{"role": "user", "content": f"number {number}"}], "max_tokens": 5}
+    return {"custom_id": f"line-{number}", "method": "POST", "url": CHAT, "body": body} | fields
+
+
+def jsonl(*lines: dict[str, Any]) -> bytes:
+    """Lines as a file."""
+    return "\n".join(json.dumps(one) for one in lines).encode()
+
+
+async def upload(client: httpx.AsyncClient, content: bytes, **fields: Any) -> httpx.Response:
+    """Upload a file."""
+    parts: dict[str, Any] = {name: (None, value) for name, value in ({"purpose": "batch"} | fields).items()}
+    return await client.post("/v1/files", files=parts | {"file": ("some/lines.jsonl", content)})
+
+
+async def made(client: httpx.AsyncClient, content: bytes, **asked: Any) -> dict[str, Any]:
+    """A batch of such an input."""
+    file = (await upload(client, content)).json()
+    body = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"} | asked
+    answer = await client.post("/v1/batches", json=body)
+    assert answer.status_code == 200, answer.text
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+async def ended(client: httpx.AsyncClient, batch_id: str, deadline_s: float = 15) -> dict[str, Any]:
+    """The batch once it is over."""
+    async with asyncio.timeout(deadline_s):
+        while True:
+            batch: dict[str, Any] = (await client.get(f"/v1/batches/{batch_id}")).json()
+            if batch["status"] in OVER:
+                return batch
+            await asyncio.sleep(0.02)
+
+
+async def content(client: httpx.AsyncClient, file_id: str) -> list[dict[str, Any]]:
+    """The lines of a file."""
+    return [json.loads(text) for text in (await client.get(f"/v1/files/{file_id}/content")).text.splitlines()]
+
+
+# -- files
+
+
+async def test_a_file_is_kept_listed_read_and_deleted(client: httpx.AsyncClient) -> None:
+    first = (await upload(client, b"one\n")).json()
+    second = (await upload(client, b"two\n", purpose="user_data")).json()
+    assert first["object"] == "file"
+    assert (first["bytes"], first["filename"], first["purpose"]) == (4, "lines.jsonl", "batch")
+    assert first["status"] == "processed"
+    assert first["expires_at"] == first["created_at"] + 30 * 86_400
+    assert (await client.get(f"/v1/files/{first['id']}")).json() == first
+    listed = (await client.get("/v1/files")).json()
+    assert [one["id"] for one in listed["data"]] == [second["id"], first["id"]]
+    assert (listed["first_id"], listed["last_id"], listed["has_more"]) == (second["id"], first["id"], False)
+    assert [one["id"] for one in (await client.get("/v1/files?order=asc")).json()["data"]] == [
+        first["id"],
+        second["id"],
+    ]
+    assert [one["id"] for one in (await client.get("/v1/files?purpose=batch")).json()["data"]] == [first["id"]]
+    page = (await client.get("/v1/files?limit=1")).json()
+    assert page["has_more"]
+    following = (await client.get(f"/v1/files?limit=1&after={page['last_id']}")).json()
+    assert [one["id"] for one in following["data"]] == [first["id"]]
+    assert (await client.get(f"/v1/files/{first['id']}/content")).content == b"one\n"
+    gone = (await client.delete(f"/v1/files/{first['id']}")).json()
+    assert gone == {"id": first["id"], "object": "file", "deleted": True}
+    for answer in (await client.get(f"/v1/files/{first['id']}"), await client.delete(f"/v1/files/{first['id']}")):
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "not_found"
+
+
+async def test_a_file_says_when_it_goes(client: httpx.AsyncClient) -> None:
+    file = await upload(client, b"x", **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"})
+    assert file.json()["expires_at"] == file.json()["created_at"] + 3600
+
+
+@pytest.mark.parametrize(
+    ("given", "fields", "status", "param"),
+    [
+        (b"x", {"purpose": "assistants"}, 400, "purpose"),
+        (b"x", {"purpose": "batch_output"}, 400, "purpose"),
+        (b"x", {"expires_after[seconds]": "60"}, 400, "seconds"),
+        (b"x", {"colour": "red"}, 400, "colour"),
+        (b"", {}, 400, "file"),
+        (b"x" * 300_001, {}, 413, "file"),
+    ],
+)
+async def test_a_file_that_is_not_acceptable_is_refused_by_name(
+    client: httpx.AsyncClient, given: bytes, fields: dict[str, str], status: int, param: str
+) -> None:
+    answer = await upload(client, given, **fields)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+    assert (await client.get("/v1/files")).json()["data"] == []
+
+
+async def test_there_are_no_more_files_than_may_be(settings: Settings) -> None:
+    app = create_app(settings.model_copy(update={"max_files": 1}))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        assert (await upload(client, b"one")).status_code == 200
+        assert (await upload(client, b"two")).status_code == 429
+
+
+# -- batches
+
+
+async def test_a_batch_is_answered_in_order_with_counts_and_stamps(
+    client: httpx.AsyncClient, runner: Runner, work: dict[str, Do]
+) -> None:
+    work["do"] = lambda job: "fail" if job.spec.input["messages"][0]["content"] == "number 3" else "finish"
+    batch = await made(client, jsonl(*map(line, range(20))), metadata={"of": "tests"})
+    assert (batch["object"], batch["status"], batch["metadata"]) == ("batch", "validating", {"of": "tests"})
+    assert batch["expires_at"] - batch["created_at"] in (86_400, 86_401)
+    over = await ended(client, batch["id"])
+    assert over["status"] == "completed"
+    assert over["request_counts"] == {"total": 20, "completed": 19, "failed": 1}
+    assert over["model"] == "echo"
+    assert all(over[f"{state}_at"] for state in ("in_progress", "finalizing", "completed"))
+    assert not any(over[f"{state}_at"] for state in ("failed", "expired", "cancelling", "cancelled"))
+    output = await content(client, over["output_file_id"])
+    good = [number for number in range(20) if number != 3]
+    assert [one["custom_id"] for one in output] == [f"line-{number}" for number in good]
+    assert [one["response"]["body"]["choices"][0]["message"]["content"] for one in output] == [
+        f"number {number}" for number in good
+    ]
+    assert all(one["error"] is None and one["response"]["status_code"] == 200 for one in output)
+    [failed] = await content(client, over["error_file_id"])
+    assert failed["custom_id"] == "line-3"
+    assert failed["response"]["status_code"] == 400
+    assert failed["response"]["body"]["error"]["code"] == "invalid_request"
+    job = (await client.get(f"/v1/jobs/{output[0]['response']['request_id']}")).json()
+    assert (job["priority"], job["user"]) == ("low", batch["id"])
+    listed = (await client.get("/v1/batches")).json()["data"]
+    assert [one["id"] for one in listed] == [batch["id"]]
+
+
+async def test_a_batch_never_has_more_jobs_in_the_queue_than_it_may(
+    client: httpx.AsyncClient, runner: Runner, app: FastAPI
+) -> None:
+    batch = await made(client, jsonl(*map(line, range(40))))
+    edge = app.state.edge
+    async with asyncio.timeout(5):
+        while not (stats := await edge.results.queues()) or stats[0].depth["low"] < 8:
+            assert not stats or stats[0].depth["low"] <= 8
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.5)  # long enough for two more looks of the runner: nothing more must come
+    assert (await edge.results.queues())[0].depth == {"high": 0, "normal": 0, "low": 8}
+    await client.post(f"/v1/batches/{batch['id']}/cancel")
+    await ended(client, batch["id"])
+
+
+WRONG = [
+    (b"no json\n", "invalid_json_line", None, 1),
+    (jsonl(line(0), line(0)), "duplicate_custom_id", "custom_id", 2),
+    (jsonl(line(0), line(1, url="/v1/embeddings")), "url_mismatch", "url", 2),
+    (jsonl(line(0, method="GET")), "invalid_method", "method", 1),
+    (jsonl(line(0, custom_id="")), "invalid_custom_id", "custom_id", 1),
+    (jsonl(line(0, custom_id=None)), "missing_required_parameter", "custom_id", 1),
+    (jsonl(line(0, colour="red")), "unknown_parameter", "colour", 1),
+    (jsonl(line(0, body=[])), "invalid_type", "body", 1),
+    (
+        jsonl(line(0), line(1, body={"model": "gpt-5", "messages": [{"role": "user", "content": "x"}]})),
+        "model_not_found",
+        "body.model",
+        2,
+    ),
+    (jsonl(line(0, body=line(0)["body"] | {"temperature": 9})), "invalid_request", "body.temperature", 1),
+    (jsonl(line(0, body=line(0)["body"] | {"stream": True})), "invalid_request", "body.stream", 1),
+    (b"\n\n", "empty_file", "input_file_id", None),
+    (jsonl(*map(line, range(501))), "too_many_tasks", None, 501),
+    (b'{"custom_id": "' + b"x" * 150_000, "line_too_long", None, None),
+]
+
+
+@pytest.mark.parametrize(("given", "code", "param", "number"), WRONG, ids=[one[1] for one in WRONG])
+async def test_a_wrong_line_fails_the_batch_and_is_named(
+    client: httpx.AsyncClient, runner: Runner, given: bytes, code: str, param: str | None, number: int | None
+) -> None:
+    over = await ended(client, (await made(client, given))["id"])
+    assert (over["status"], over["output_file_id"], over["error_file_id"]) == ("failed", None, None)
+    assert over["failed_at"]
+    first = over["errors"]["data"][0]
+    assert (first["code"], first["param"], first["line"]) == (code, param, number)
+    assert first["message"]
+    assert (await client.get("/v1/jobs")).json()["data"] == []
+
+
+async def test_every_wrong_line_is_named_up_to_a_hundred(client: httpx.AsyncClient, runner: Runner) -> None:
+    lines = [line(number, method="PUT") for number in range(150)]
+    over = await ended(client, (await made(client, jsonl(*lines)))["id"])
+    assert [error["line"] for error in over["errors"]["data"]] == list(range(1, 101))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"endpoint": "/v1/moderations"}, "endpoint"),
+        ({"completion_window": "1y"}, "completion_window"),
+        ({"completion_window": "8d"}, "completion_window"),
+        ({"metadata": {"k": 1}}, "metadata.k"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 5}}, "output_expires_after.seconds"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+async def test_a_batch_that_is_not_acceptable_is_refused_by_name(
+    client: httpx.AsyncClient, fields: dict[str, Any], param: str
+) -> None:
+    file = (await upload(client, jsonl(line(0)))).json()
+    body = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
+    answer = await client.post("/v1/batches", json=body | fields)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_batch_needs_a_file_for_batches(client: httpx.AsyncClient) -> None:
+    other = (await upload(client, jsonl(line(0)), purpose="user_data")).json()
+    body = {"input_file_id": other["id"], "endpoint": CHAT, "completion_window": "24h"}
+    assert (await client.post("/v1/batches", json=body)).status_code == 400
+    body["input_file_id"] = "file-00000000000000000000aa"
+    assert (await client.post("/v1/batches", json=body)).status_code == 404
+    for path in ("batch_nonsense", "batch_" + "0" * 22):
+        assert (await client.get(f"/v1/batches/{path}")).status_code == 404
+        assert (await client.post(f"/v1/batches/{path}/cancel")).status_code == 404
+
+
+async def test_one_idempotency_key_is_one_batch(client: httpx.AsyncClient) -> None:
+    file = (await upload(client, jsonl(line(0)))).json()
+    body = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
+    key = {"Idempotency-Key": "monday"}
+    answers = await asyncio.gather(*(client.post("/v1/batches", json=body, headers=key) for _ in range(10)))
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert (await client.post("/v1/batches", json=body | {"metadata": {"a": "b"}}, headers=key)).status_code == 422
+
+
+async def test_a_cancelled_batch_keeps_what_was_done(
+    client: httpx.AsyncClient, runner: Runner, work: dict[str, Do]
+) -> None:
+    done = asyncio.Event()
+    seen: list[str] = []
+
+    def first_five(job: ClaimedJob) -> str:
+        seen.append(job.id)
+        if len(seen) > 5:
+            done.set()
+            return "leave"
+        return "finish"
+
+    work["do"] = first_five
+    batch = await made(client, jsonl(*map(line, range(20))))
+    await asyncio.wait_for(done.wait(), 5)
+    asked = (await client.post(f"/v1/batches/{batch['id']}/cancel")).json()
+    assert asked["status"] == "cancelling"
+    over = await ended(client, batch["id"])
+    assert over["status"] == "cancelled"
+    assert over["cancelling_at"]
+    assert over["cancelled_at"]
+    assert over["request_counts"] == {"total": 20, "completed": 5, "failed": 15}
+    output = await content(client, over["output_file_id"])
+    errors = await content(client, over["error_file_id"])
+    assert {one["error"]["code"] for one in errors} == {"batch_cancelled"}
+    assert sorted(one["custom_id"] for one in output + errors) == sorted(f"line-{number}" for number in range(20))
+    assert (await client.post(f"/v1/batches/{batch['id']}/cancel")).json() == over
+
+
+async def test_a_batch_whose_window_ends_expires_with_what_was_done(
+    client: httpx.AsyncClient, runner: Runner, work: dict[str, Do]
+) -> None:
+    work["do"] = lambda job: "finish" if job.spec.input["messages"][0]["content"] == "number 0" else "leave"
+    over = await ended(client, (await made(client, jsonl(*map(line, range(10))), completion_window="2s"))["id"])
+    assert over["status"] == "expired"
+    assert over["expired_at"] >= over["expires_at"]
+    assert over["request_counts"] == {"total": 10, "completed": 1, "failed": 9}
+    errors = await content(client, over["error_file_id"])
+    assert [one["error"]["code"] for one in errors] == ["batch_expired"] * 9
+
+
+async def test_an_input_file_that_is_deleted_stays_readable_for_its_batch_and_goes_with_it(
+    client: httpx.AsyncClient, app: FastAPI
+) -> None:
+    batch = await made(client, jsonl(line(0, method="GET")))
+    edge = app.state.edge
+    blob = (await edge.batches.get(batch["id"])).asked.blob
+    await client.delete(f"/v1/files/{batch['input_file_id']}")
+    assert await edge.files.blobs.length(blob)
+    tools = Tools(Here(edge.submitter, edge.files), edge.queue, edge.results, edge.settings)
+    running = asyncio.create_task(Runner(tools, edge.batches).run())
+    assert (await ended(client, batch["id"]))["errors"]["data"][0]["code"] == "invalid_method"
+    await until_gone(edge.files.blobs, blob)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def until_gone(blobs: Blobs, blob: str, deadline_s: float = 5) -> None:
+    """Wait until a blob is not there any more."""
+    async with asyncio.timeout(deadline_s):
+        with suppress(FileNotFoundError):
+            while await blobs.length(blob):  # noqa: ASYNC110 - the runner removes it
+                await asyncio.sleep(0.02)
+
+
+async def test_the_events_of_a_batch_end_with_its_end(live: httpx.AsyncClient, server: Server) -> None:
+    edge = server.web.state.edge
+    tools = Tools(Here(edge.submitter, edge.files), edge.queue, edge.results, edge.settings)
+    running = asyncio.create_task(Runner(tools, edge.batches).run())
+    batch = await made(live, b"no json\n")
+    events = (await live.get(f"/v1/batches/{batch['id']}/events")).text
+    last = [text for text in events.split("\n\n") if text.startswith("id: ")][-1].split("\n")
+    assert last[1] == "event: batch"
+    assert json.loads(last[2].removeprefix("data: "))["status"] == "failed"
+    again = await live.get(f"/v1/batches/{batch['id']}/events", headers={"Last-Event-ID": last[0][4:]})
+    assert again.status_code == 204
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def test_a_recording_is_transcribed_by_its_file(client: httpx.AsyncClient, runner: Runner, app: FastAPI) -> None:
+    ears = PlayedWorker(app.state.edge.queue, "transcription:ears")
+    spoken = (await upload(client, b"RIFF of a kind", purpose="user_data")).json()
+    url = "/v1/audio/transcriptions"
+    lines = [line(0, url=url, body={"model": "ears", "file_id": spoken["id"]})]
+    lines.append(line(1, url=url, body={"model": "ears", "file_id": spoken["id"], "response_format": "text"}))
+    batch = await made(client, jsonl(*lines), endpoint=url)
+    for text in ("hello", "again"):
+        job = await asyncio.wait_for(ears.next(), 5)
+        audio = job.spec.input["audio"]
+        assert await app.state.edge.queue.blobs.load(audio.encode()) == b"RIFF of a kind"
+        await ears.finish(job, {"text": text})
+    over = await ended(client, batch["id"])
+    output = await content(client, over["output_file_id"])
+    assert [one["response"]["body"] for one in output] == [
+        {"text": "hello", "usage": {"type": "duration", "seconds": 0}},
+        "again\n",
+    ]
+
+
+async def test_nothing_of_a_batch_is_left_in_redis_but_its_record_and_files(
+    client: httpx.AsyncClient, runner: Runner, work: dict[str, Do], app: FastAPI
+) -> None:
+    over = await ended(client, (await made(client, jsonl(*map(line, range(20)))))["id"])
+    prefix = "jarvis:{00}:"
+    redis = app.state.edge.queue.redis
+    assert await redis.exists(f"{prefix}batch:{over['id']}:parts") == 0
+    assert await redis.zcard(f"{prefix}batches:due") == 0
+    record = await redis.hkeys(f"{prefix}batch:{over['id']}")
+    assert not {b"owner", b"plan", b"live", b"claims"} & set(record)
+    assert 0 < await redis.pttl(f"{prefix}batch:{over['id']}") <= 30 * 86_400_000
+    jobs = (await client.get("/v1/jobs?limit=100")).json()["data"]
+    left = [await redis.pttl(f"{prefix}job:{job['id']}") for job in jobs]
+    assert max(left) <= app.state.settings.retention_s * 1000
