@@ -240,7 +240,7 @@ class Client:
         if response.is_success and isinstance(document, dict):
             return document
         if isinstance(document, dict):
-            raise Refused(response.status_code, document, _retry_after(response))
+            raise Refused(response.status_code, _problem(response, document), _retry_after(response))
         if response.status_code in (502, 503, 504):
             raise Refused(response.status_code, {"title": response.reason_phrase}, _retry_after(response))
         kind = response.headers.get("content-type", "no content type")
@@ -329,6 +329,15 @@ def _field_words(entry: Json) -> str:
     value = entry["value"]
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return f"{field} is {shown}; {message}" if message else f"{field} is {shown}"
+
+
+def _problem(response: httpx.Response, document: Json) -> Json:
+    error = document.get("error")
+    if not isinstance(error, dict):
+        return document
+    # OpenAI's addresses have OpenAI's errors.
+    problem = {"title": response.reason_phrase, "detail": error.get("message")}
+    return problem | {name: error[name] for name in ("param", "code") if error.get(name)}
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -109,19 +109,20 @@ def _moment(value: Any) -> str | None:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
 
 
-def _age(value: Any) -> str | None:
+def age(value: Any) -> str | None:
+    """How long ago a moment was, in Unix seconds."""
     return seconds(max(time.time() - value, 0)) if isinstance(value, int | float) else value
 
 
 def job_row(record: Json) -> list[Any]:
     """A job's line in a list, as JOB_HEAD names its columns."""
     names = ("id", "status", "kind", "model", "priority", "user")
-    return [*(record.get(name) for name in names), _age(record.get("created_at"))]
+    return [*(record.get(name) for name in names), age(record.get("created_at"))]
 
 
 def parked_row(entry: Json) -> list[Any]:
     """A parked job's line in a list, as PARKED_HEAD names its columns."""
-    return [entry.get("id"), entry.get("queue"), entry.get("reason"), _age(entry.get("parked_at"))]
+    return [entry.get("id"), entry.get("queue"), entry.get("reason"), age(entry.get("parked_at"))]
 
 
 def queue_table(document: Json) -> list[str]:
@@ -151,7 +152,7 @@ def worker_table(document: Json) -> list[str]:
 def _worker_row(worker: Json) -> list[Any]:
     share = worker.get("gpu_share")
     names = ("queue", "host", "pid", "slots", "device")
-    return [*(worker.get(name) for name in names), f"{share:g}" if share else None, _age(worker.get("started_at"))]
+    return [*(worker.get(name) for name in names), f"{share:g}" if share else None, age(worker.get("started_at"))]
 
 
 def _cell(value: Any) -> str:

@@ -43,7 +43,7 @@ def line(number: int, **body: Any) -> str:
 async def submitted(client: httpx.AsyncClient, count: int, **asked: Any) -> str:
     """Upload so many lines and make a batch of them; returns its id."""
     content = "\n".join(line(number) for number in range(count)).encode()
-    parts = {"purpose": (None, "batch"), "file": ("lines.jsonl", content)}
+    parts: Any = {"purpose": (None, "batch"), "file": ("lines.jsonl", content)}
     uploaded = await client.post("/v1/files", files=parts)
     assert uploaded.status_code == 200, uploaded.text
     body = {"input_file_id": uploaded.json()["id"], "endpoint": "/v1/embeddings", "completion_window": "24h"} | asked
