@@ -57,7 +57,11 @@ def formation(model: Model, aof: Aof = "everysec") -> Iterator[Formation]:
             programs.append(program)
         running = Formation(port, server, programs, folder)
         until(lambda: _ready(running, model.queue), READY_LIMIT_S, f"not ready after {READY_LIMIT_S:.0f} s")
-        yield running
+        try:
+            yield running
+        except BenchFailed as error:
+            logs = "".join(f"\n{program.name}:\n{program.log_end()}" for program in programs)
+            raise BenchFailed(f"{error}{logs}") from error
 
 
 def write_catalogue(folder: Path, model: Model) -> Path:

@@ -112,8 +112,11 @@ class Program:
     def check(self) -> None:
         """Raise BenchFailed with the end of its log when it has died."""
         if self.process.poll() is not None:
-            tail = self.log.read_text(errors="replace")[-2000:]
-            raise BenchFailed(f"{self.name} ended with {self.process.returncode}:\n{tail}")
+            raise BenchFailed(f"{self.name} ended with {self.process.returncode}:\n{self.log_end()}")
+
+    def log_end(self) -> str:
+        """The end of what it printed."""
+        return self.log.read_text(errors="replace")[-2000:]
 
     def stop(self, grace_s: float = 15.0) -> None:
         """End it in order; kill what is left of its session."""
