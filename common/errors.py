@@ -6,11 +6,15 @@
     ├── MalformedBody           400  the body is not JSON that we accept
     ├── UnknownModel            404  no such model in the catalogue
     ├── NotFound                404  no such job, file or batch
+    │   ├── NoEndpoint          404  no such webhook endpoint
+    │   └── NoDelivery          404  no such delivery of a webhook
     ├── NotAllowedNow           409  the job's state does not allow this
     ├── IdempotencyMismatch     422  the key was used with another request
     ├── QueueFull               429  the queue's bound is reached
     ├── TooMany                 429  as many files or unfinished batches as there may be
     ├── StoreUnavailable        503  Redis does not answer or refuses to write
+    ├── DestinationRefused           a webhook's address is one that we do not call
+    ├── EndpointsFull           429  the user has as many webhook endpoints as it may
     ├── SettingsInvalid              a setting or catalogue entry is wrong (at start)
     │   └── CatalogueInvalid         everything that is wrong in the catalogue
     ├── EngineDead                   the engine under a running job is gone
@@ -78,6 +82,22 @@ class NotFound(JarvisError):
         super().__init__(f"no {what} {shown(job_id)}; it never existed or its retention has ended")
 
 
+class NoEndpoint(NotFound):
+    """No webhook endpoint has this id."""
+
+    def __init__(self, endpoint_id: str) -> None:
+        self.endpoint_id = endpoint_id
+        JarvisError.__init__(self, f"no webhook endpoint {shown(endpoint_id)}")
+
+
+class NoDelivery(NotFound):
+    """No delivery of a webhook has this id (or its retention has ended)."""
+
+    def __init__(self, delivery_id: str) -> None:
+        self.delivery_id = delivery_id
+        JarvisError.__init__(self, f"no delivery {shown(delivery_id)}; it never existed or its retention has ended")
+
+
 class NotAllowedNow(JarvisError):
     """The job's state does not allow this."""
 
@@ -116,6 +136,16 @@ class StoreUnavailable(JarvisError):
     def __init__(self, reason: str, retry_after_s: int = 1) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(f"the job store does not answer ({reason}); send it again, with an Idempotency-Key to be safe")
+
+
+class DestinationRefused(JarvisError):
+    """A webhook's address is one that we do not call."""
+
+
+class EndpointsFull(JarvisError):
+    """The user has as many webhook endpoints as it may."""
+
+    retry_after_s = 60
 
 
 class SettingsInvalid(JarvisError):
@@ -171,6 +201,7 @@ PROBLEMS: dict[type[JarvisError], Problem] = {
     IdempotencyMismatch: Problem(422, "about:blank", "Idempotency-Key Reused", False),
     QueueFull: Problem(429, f"{_IANA}#quota-exceeded", "Queue Full", True),
     TooMany: Problem(429, f"{_IANA}#quota-exceeded", "Too Many", True),
+    EndpointsFull: Problem(429, f"{_IANA}#quota-exceeded", "Too Many Endpoints", False),
     StoreUnavailable: Problem(503, f"{_IANA}#temporary-reduced-capacity", "Service Unavailable", True),
 }
 

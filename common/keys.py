@@ -25,6 +25,18 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P batches:bell          list    one token when there is a batch to take
     P batches:idem:<digest> string  id and fingerprint of the batch made with this key
     P scheduler:bell        list    wakes a scheduler when something is due earlier than it thinks
+    P outbox                zset    delivery -> when it is due; of one being tried, when that worker's lease ends (ms)
+    P outbox:bell           list    one token when there is a new delivery: wakes one delivery worker
+    P outbox:counts         hash    counters of attempts and ends
+    P delivery:<name>       hash    what is to be told to whom, and how that stands
+    P attempts:<name>       list    the delivery's last attempts (JSON)
+    P deliveries            zset    delivery -> when it was made (ms)
+    P announced:<name>      string  an event that was told already, of what is not one job's end
+    P owners                set     users with standing endpoints, on every shard
+    P hooks:<user>          hash    endpoint -> its version and the event types it wants, on every shard
+    P endpoint:<id>         string  a standing endpoint (JSON), on the shard of its user
+    P endpoints             zset    endpoint -> when it was made (ms)
+    P endpoints:<user>      set     the user's endpoints
     Q meta                  hash    depth, clock and credit of each lane; service rate
     Q <lane>:users          zset    user -> virtual time; only users with waiting work
     Q <lane>:returned       list    ids given back by dead or draining workers, oldest first

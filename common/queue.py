@@ -36,6 +36,7 @@ from common.keys import Keys, new_job_id
 from common.settings import Settings
 from common.states import State
 from common.vectors import stored
+from common.webhooks import Hook
 
 #: Redis is away, loading, read-only or out of memory: nothing is wrong with the call, it may be sent again.
 UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, OSError)
@@ -245,6 +246,7 @@ class Queue:
             key.fingerprint if key else "",
             spec.model if spec.base else "",
             int((spec.keep_s or 0) * 1000),
+            "-" if spec.mute else encode(spec.hook) if spec.hook else b"",
         ]
 
     async def cancel(self, job_id: str) -> None:
@@ -272,8 +274,9 @@ class Queue:
         Terminal states never change, so the old record stays. Raises NotFound, NotAllowedNow.
         """
         prefix = self._of(job_id)
-        call = scripts.execute(self.redis, "HMGET", f"{prefix}job:{job_id}", "ticket", "history", "work", "metadata")
-        found, history, work_bytes, metadata = await self._call(call)
+        fields = "ticket", "history", "work", "metadata", "hook"
+        call = scripts.execute(self.redis, "HMGET", f"{prefix}job:{job_id}", *fields)
+        found, history, work_bytes, metadata, hook = await self._call(call)
         if found is None:
             raise NotFound(job_id)
         state = parse_history(history.decode())[-1][1]
@@ -295,6 +298,8 @@ class Queue:
             timeout_s=ticket.timeout_ms / 1000,
             max_attempts=ticket.tries,
             retry_of=job_id,
+            hook=decode(hook, type=Hook) if hook else None,
+            mute=history.startswith(b"m"),
         )
         return await self.submit(spec, Key(f"retry {job_id}", ""))
 

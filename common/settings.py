@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common import address
+from common.destinations import networks_of
 from common.errors import SettingsInvalid
 
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
@@ -82,6 +83,24 @@ class Settings(BaseSettings):
     )
     wait_max_s: Seconds = Field(60.0, description="longest Prefer: wait")
 
+    # Webhooks
+    webhook_allow: str = Field(
+        "",
+        description="addresses or networks (10.0.0.5,192.168.0.0/16) that webhooks may reach though they are not public"
+        " or not https",
+    )
+    webhook_timeout_s: Seconds = Field(
+        15.0, description="one attempt at a delivery, from looking up its host to its end"
+    )
+    webhook_retry_s: tuple[Seconds, ...] = Field(
+        (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400),
+        description="pauses between attempts, each ±10 %; after the last the delivery is given up",
+    )
+    webhook_slots: Count = Field(64, description="attempts that a delivery worker makes at once; a quarter to one host")
+    webhook_body_bytes: Count = Field(262_144, description="a full payload that would be larger is sent thin")
+    webhook_retention_s: Seconds = Field(259_200, description="how long a delivery that has ended can be looked at")
+    webhook_kept: Count = Field(100_000, description="deliveries kept in a shard's list")
+
     # Workers
     slots: Count | None = Field(
         None, description="jobs a worker runs at once; none: the catalogue's, else the kind's default"
@@ -106,6 +125,12 @@ class Settings(BaseSettings):
     def _address_is_known(cls, url: str) -> str:
         address.parse(url)
         return url
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _networks_are_known(cls, text: str) -> str:
+        networks_of(text)
+        return text
 
     @model_validator(mode="after")
     def _clocks_fit(self) -> Self:

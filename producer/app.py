@@ -15,7 +15,7 @@ from common.heap import settle_heap
 from common.queue import Queue
 from common.results import Results
 from common.settings import Settings
-from producer import problems
+from producer import problems, webhooks
 from producer.guard import Guard
 from producer.openai import batches as openai_batches
 from producer.openai import files as openai_files
@@ -54,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         "/v1/files": settings.max_file_bytes + settings.max_body_bytes,
     }
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, max_form_bytes=forms)
-    own = (openai.router, openai_files.router, openai_batches.router)
+    own = (webhooks.router, openai.router, openai_files.router, openai_batches.router)
     for routes in (submits, openai.calls, router, *own):  # the first route that matches is taken
         app.include_router(routes)
     app.openapi = describe(app)  # type: ignore[method-assign]

@@ -46,7 +46,7 @@ def _entry(detail: Any) -> Entry:
         return _tag_entry(detail)
     # The first part says which union member or which part of the request: nothing that a caller wrote.
     field = path_of(detail["loc"][1:]) or "body"
-    value = None if kind == "missing" else summary(detail["input"])
+    value = None if kind == "missing" or field.endswith("secret") else summary(detail["input"])
     return {"field": field, "value": value, "message": _words(kind, str(detail["msg"]))}
 
 

@@ -14,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from common.jobs import LANES
+from common.outbox import Standing
 from common.results import QueueStats
 from common.states import State
 
@@ -42,10 +43,11 @@ COUNTERS = {
 Workers = dict[str, list[dict[str, Any]]]
 
 
-def exposition(queues: list[QueueStats], workers: Workers) -> bytes:
+def exposition(queues: list[QueueStats], workers: Workers, webhooks: Standing) -> bytes:
     """The text that Prometheus scrapes."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Moment(queues))
+    registry.register(_Webhooks(webhooks))
     registry.register(_Engines(workers))
     return generate_latest(registry)
 
@@ -102,6 +104,28 @@ class _Moment(Collector):
                     _, currency, model = counter.split(":", 2)
                     family.add_metric([queue.queue, model, currency], micros / 1_000_000)
         return family
+
+
+class _Webhooks(Collector):
+    """How the deliveries of webhooks stand."""
+
+    def __init__(self, standing: Standing) -> None:
+        self.standing = standing
+
+    def collect(self) -> Iterable[Metric]:
+        standing = self.standing
+        name = "jarvis_webhook_deliveries"
+        yield GaugeMetricFamily(f"{name}_pending", "Deliveries still to be made", standing.pending)
+        overdue = "How long the delivery that is most overdue has been so"
+        yield GaugeMetricFamily(f"{name}_overdue_seconds", overdue, standing.overdue_s)
+        ends = CounterMetricFamily(name, "Deliveries that were made or given up", labels=["status"])
+        for status in ("delivered", "failed"):
+            ends.add_metric([status], standing.counts.get(status, 0))
+        attempts = CounterMetricFamily("jarvis_webhook_attempts", "Attempts, by what came back", labels=["outcome"])
+        for counter, count in sorted(standing.counts.items()):
+            if counter.startswith("attempt:"):
+                attempts.add_metric([counter.removeprefix("attempt:")], count)
+        yield from (ends, attempts)
 
 
 class _Engines(Collector):

@@ -1,7 +1,4 @@
-"""A job and its result as they go over the wire; field by field what `schemas.py` documents.
-
-A job that has just been accepted is told from what was asked and what the queue answered; Redis is not read for it.
-"""
+"""Answers about jobs. One that has just been accepted is told from what was asked; Redis is not read for it."""
 
 from __future__ import annotations
 
@@ -11,8 +8,10 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from common.documents import location as location
+from common.documents import record_out as record_out
+from common.documents import result_out as result_out
 from common.jobs import JobRecord, JobSpec, Submitted, parse_step
-from common.results import StoredResult
 from common.settings import Settings
 from common.states import State
 
@@ -72,61 +71,6 @@ def new_record(submitted: Submitted, spec: JobSpec, settings: Settings) -> JobRe
         retry_of=spec.retry_of,
         history=[first],
     )
-
-
-def location(job_id: str) -> str:
-    """Where a job's record is."""
-    return f"/v1/jobs/{job_id}"
-
-
-def record_out(record: JobRecord) -> dict[str, Any]:
-    """A record, for a reader."""
-    here = location(record.id)
-    return {
-        "id": record.id,
-        "object": "job",
-        "kind": record.kind,
-        "model": record.model,
-        "served_by": record.served_by,
-        "status": record.status,
-        "priority": record.priority,
-        "user": record.user,
-        "created_at": record.created_at,
-        "started_at": record.started_at,
-        "finished_at": record.finished_at,
-        "expires_at": record.expires_at,
-        "run_at": record.run_at,
-        "attempts": record.attempts,
-        "max_attempts": record.max_attempts,
-        "claims": record.claims,
-        "queue_position": record.queue_position,
-        "waiting_for": record.waiting_for,
-        "error": record.error,
-        "usage": record.usage,
-        "metrics": {"queue_ms": record.queue_ms, "run_ms": record.run_ms},
-        "metadata": record.metadata,
-        "retry_of": record.retry_of,
-        "links": {
-            "self": here,
-            "result": f"{here}/result",
-            "events": f"{here}/events",
-            "cancel": f"{here}/cancel",
-        },
-    }
-
-
-def result_out(found: StoredResult) -> dict[str, Any]:
-    """A result, or what stands in its place while there is none or when there never will be one."""
-    record = found.record
-    return {
-        "id": record.id,
-        "kind": record.kind,
-        "model": record.model,
-        "status": record.status,
-        "output": found.output,
-        "usage": record.usage,
-        "error": record.error,
-    }
 
 
 def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -14,6 +14,7 @@ from common.batches import Batches
 from common.catalogue import Catalogue, Model
 from common.files import Files
 from common.jobs import JobRecord, JobSpec, Submitted
+from common.outbox import Outbox
 from common.queue import Queue
 from common.results import QueueStats, Results, StoredResult
 from common.settings import Settings
@@ -368,7 +369,8 @@ async def scrape(request: Request) -> Response:
     here = edge(request)
     queues = await _queues(here)
     workers = {stats.queue: await here.results.workers(stats.queue) for stats in queues if stats.workers}
-    return Response(metrics.exposition(queues, workers), media_type=metrics.CONTENT_TYPE)
+    webhooks = await Outbox(here.queue.redis, here.settings).standing()
+    return Response(metrics.exposition(queues, workers, webhooks), media_type=metrics.CONTENT_TYPE)
 
 
 @router.get("/docs", include_in_schema=False)

@@ -28,6 +28,7 @@ from common.states import State
 from producer.conversation import Message
 from producer.strict import Strict
 from producer.structure import CHOICES, TOOL_CHOICE, Choices, ResponseFormat, Tool, ToolChoice
+from producer.webhook_schemas import Webhook
 
 MONTH_S = 30 * 86_400
 SEED_MAX = 2**63 - 1
@@ -109,6 +110,7 @@ class JobRequest(Strict):
     )
     timeout_s: float | None = Field(None, gt=0, le=86_400, description="Longest running time in seconds.")
     max_attempts: int | None = Field(None, ge=1, le=20, description="Handled failures before the job is failed.")
+    webhook: Webhook | None = Field(None, description="Where the job's end is told.")
 
     @model_validator(mode="after")
     def _one_start(self) -> JobRequest:

@@ -14,10 +14,12 @@ import msgspec
 from pydantic import ValidationError
 
 from common.catalogue import Catalogue, Model
-from common.errors import InvalidField, JarvisError, StoreUnavailable
+from common.destinations import ALLOWED, Destinations
+from common.errors import DestinationRefused, InvalidField, JarvisError, StoreUnavailable
 from common.jobs import JobSpec, Submitted
 from common.queue import Key, Queue
 from common.settings import Settings
+from common.webhooks import Hook
 from producer import embed_params
 from producer.abilities import Abilities
 from producer.explain import invalid_body
@@ -25,6 +27,7 @@ from producer.gather import Gathering
 from producer.prompt import Prompts
 from producer.schemas import Request, job_request
 from producer.upload import Recording
+from producer.webhook_schemas import Webhook
 
 
 class Submitter:
@@ -34,6 +37,7 @@ class Submitter:
         self.queue = queue
         self.catalogue = catalogue
         self.settings = settings
+        self.destinations = Destinations(settings.webhook_allow)
         self.prompts = Prompts()
         self.abilities = Abilities()
         self._gathered: defaultdict[str, Gathering] = defaultdict(lambda: Gathering(queue))
@@ -116,7 +120,13 @@ class Submitter:
             ttl_s=request.ttl_s,
             timeout_s=request.timeout_s,
             max_attempts=request.max_attempts,
+            hook=self._hook(request.webhook) if request.webhook else None,
         )
+
+    def _hook(self, asked: Webhook) -> Hook:
+        check_webhook_url(self.destinations, "webhook.url", asked.url)
+        events = tuple(asked.events) if asked.events else None
+        return Hook(asked.url, asked.secret or "", events, asked.payload or "thin")
 
     def outliving_its_delay(self, spec: JobSpec) -> JobSpec:
         """The job with a life that is longer than its delay; raises InvalidField when it asks for a shorter one."""
@@ -135,6 +145,14 @@ def _check_params(asked: Model, model: Model, params: dict[str, Any]) -> None:
     for name in model.unknown_params(params):
         whose = "its upstream" if model is asked else f"its fallback {model.alias}"
         raise InvalidField(f"params.{name}", params[name], f"nothing for the model {asked.alias}: {whose} has none")
+
+
+def check_webhook_url(destinations: Destinations, field: str, url: str) -> None:
+    """Refuse an address that no delivery could ever reach; raises InvalidField. Names are looked up at delivery."""
+    try:
+        destinations.check_url(url)
+    except DestinationRefused as error:
+        raise InvalidField(field, url, f"{ALLOWED} ({error})") from None
 
 
 def checked(body: dict[str, Any]) -> Request:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from common.settings import Settings
 
 KINDS = ("generation", "embedding", "transcription")
+DELIVERY = "delivery"  # sends webhooks: no queue of jobs, no model
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,7 +26,10 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m workers",
         description="Run one worker: a kind of the catalogue, or an arq-style settings class (package.module.Class).",
     )
-    parser.add_argument("what", help="generation, embedding, transcription, or the import path of a settings class")
+    parser.add_argument(
+        "what",
+        help="generation, embedding, transcription, delivery (sends webhooks), or the import path of a settings class",
+    )
     parser.add_argument("--model", help="alias in the catalogue (default: the kind's first)")
     parser.add_argument(
         "--for", dest="helped", metavar="ALIAS", help="run this alias' jobs, which fall back to --model, not its own"
@@ -53,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load_settings(**of_flags(args))
         log_to_stderr("debug" if args.verbose else settings.log_level)
+        if args.what == DELIVERY:
+            return deliver(settings)
         spread = {"tensor_parallel": args.tensor_parallel, "pipeline_parallel": args.pipeline_parallel}
         kwargs = worker_settings(args.what, args.model, settings, spread, args.helped)
         if args.check:
@@ -118,6 +125,35 @@ def worker_settings(
     else:
         from workers.transcription import settings_for
     return {"settings": settings, **settings_for(chosen, settings)}
+
+
+def deliver(settings: Settings) -> int:
+    """Send webhooks until a signal; returns the exit code."""
+    import uvloop
+
+    uvloop.run(delivering(settings))
+    return 0
+
+
+async def delivering(settings: Settings) -> None:
+    """Send webhooks until a signal, and end the attempts under way."""
+    from common.queue import Queue
+    from workers.delivery import Deliverer
+
+    # They would write addresses into the log, and in those there may be secrets.
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel("WARNING")
+    queue = await Queue.connect(settings)
+    work = asyncio.ensure_future(Deliverer(queue).run())
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, work.cancel)
+    logging.getLogger("jarvis.delivery").info("delivery ready")
+    try:
+        await work
+    except asyncio.CancelledError:
+        pass
+    finally:
+        await queue.close()
 
 
 def run(kwargs: dict[str, Any], burst: bool) -> None:

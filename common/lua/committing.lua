@@ -12,6 +12,7 @@ local function stop(id, code, history, step, number, body, usage)
   else
     redis.call('HSET', key, 'history', after, field, body)
   end
+  tell(id, code, history)
   redis.call('PEXPIRE', key, RETENTION_MS, 'NX') -- a record that must be kept longer has its end already
   if #history > 31 or number ~= '3' then -- it has, or may have, token events
     redis.call('PEXPIRE', P .. 'tokens:' .. id, RETENTION_MS)

@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import Response
 
-from common.errors import InvalidField
+from common.errors import InvalidField, MalformedBody
 from common.jobs import JobEvent
 from common.results import StoredResult
+from producer.body import decode_object
 from producer.openai.asked import Unsupported, read
 from producer.record import answer
 
@@ -35,6 +36,7 @@ class AudioAsked(BaseModel):
     response_format: str | None = None
     timestamp_granularities: list[str] | None = None
     stream: bool | None = None
+    webhook: str | None = Field(None, max_length=8192)  # ours: where the job's end is told, as JSON
     chunking_strategy: Literal["auto"] | None = None
     include: Unsupported = None
     keywords: Unsupported = None
@@ -45,7 +47,15 @@ class AudioAsked(BaseModel):
     def job(self, task: Literal["transcribe", "translate"]) -> dict[str, Any]:
         """The body of the same request to `/v1/jobs`, without the recording."""
         params = {name: getattr(self, name) for name in PARAMS if getattr(self, name) is not None}
-        return {"kind": "transcription", "model": self.model, "input": {}, "params": {**params, "task": task}}
+        job = {"kind": "transcription", "model": self.model, "input": {}, "params": {**params, "task": task}}
+        return job if self.webhook is None else {**job, "webhook": _object("webhook", self.webhook)}
+
+
+def _object(field: str, text: str) -> dict[str, Any]:
+    try:
+        return decode_object(text.encode())
+    except MalformedBody as error:
+        raise InvalidField(field, "a text", f"a JSON object: {error.reason}") from None
 
 
 def fields_of(parts: FormData) -> AudioAsked:

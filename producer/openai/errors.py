@@ -14,7 +14,7 @@ from common.states import State
 #: Where answers have OpenAI's shapes, those that are not there (yet) included.
 PATHS = re.compile(
     r"/v1/(chat|completions|embeddings|audio|models/|responses|files|batches|images|moderations|rerank|vector_stores"
-    r"|uploads|fine_tuning|assistants|threads|realtime)"
+    r"|webhook_endpoints|webhook_event_types|uploads|fine_tuning|assistants|threads|realtime)"
 )
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 #: Codes of failed jobs that are the request's fault; any other is the server's.
