@@ -20,6 +20,7 @@ from common.jobs import decode, encode
 from common.keys import Keys, is_batch_id, new_batch_id
 from common.queue import UNAVAILABLE, Key, unavailable
 from common.settings import Settings
+from common.webhooks import Hook
 
 
 class BatchState(StrEnum):
@@ -63,6 +64,8 @@ class BatchAsked(msgspec.Struct, frozen=True):
     window_s: float
     metadata: dict[str, str] | None = None
     output_kept_s: float | None = None
+    user: str = "anonymous"  # whose endpoints are told of its end
+    hook: Hook | None = None  # where its end is told beside
 
 
 class LineError(msgspec.Struct, frozen=True):

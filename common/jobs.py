@@ -42,7 +42,6 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     base: str = ""  # the model whose workers run it, when `model` is an adapter of it
     keep_s: float | None = None  # its record and result are kept so long from the submit, whatever their retention
     hook: Hook | None = None  # where its end is told, and as what
-    mute: bool = False  # no webhook tells of its end, whatever endpoints its user has: it is a part of something larger
 
     @property
     def queue(self) -> str:
@@ -193,7 +192,7 @@ def parse_step(step: str) -> Step:
 
 def parse_history(text: str) -> list[Step]:
     """Every state that a job has had, in order."""
-    return [parse_step(step) for step in text.removeprefix("w ").removeprefix("m ").split()]
+    return [parse_step(step) for step in text.removeprefix("w ").split()]
 
 
 class Ticket(msgspec.Struct, frozen=True):

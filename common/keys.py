@@ -31,7 +31,6 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P delivery:<name>       hash    what is to be told to whom, and how that stands
     P attempts:<name>       list    the delivery's last attempts (JSON)
     P deliveries            zset    delivery -> when it was made (ms)
-    P announced:<name>      string  an event that was told already, of what is not one job's end
     P owners                set     users with standing endpoints, on every shard
     P hooks:<user>          hash    endpoint -> its version and the event types it wants, on every shard
     P endpoint:<id>         string  a standing endpoint (JSON), on the shard of its user

@@ -153,23 +153,10 @@ class Outbox:
 
     # -- other moves
 
-    async def announce(
-        self, user: str, kind: str, subject: str, event: str | None = None, hook: Hook | None = None
-    ) -> int:
-        """Tell a user's endpoints, and a webhook of its own, of something that is not one job's end.
-
-        `event` is the event's id without `evt_`: told again with the same one, it is told once. It begins with two hex
-        digits that say the shard, as the part of a job's id after `job_` does. Returns how many deliveries there are.
-        """
-        name = event or f"{self.keys.shard_of_queue(user)}{secrets.token_hex(11)}"
-        args = name, kind, user, subject, encode(hook) if hook else b"", ""
-        return int(await self._call(scripts.run(self.redis, "announce", self._of(f"dlv_{name}"), *args)))
-
     async def sample(self, endpoint_id: str, user: str, kind: str) -> str:
         """Send an endpoint an event of a kind about nothing, once; returns the delivery's id."""
         name = f"{endpoint_id[3:5]}{secrets.token_hex(11)}"
-        args = name, kind, user, "sample", b"", endpoint_id
-        await self._call(scripts.run(self.redis, "announce", self._of(f"dlv_{name}"), *args))
+        await self._call(scripts.run(self.redis, "sample", self._of(f"dlv_{name}"), name, kind, user, endpoint_id))
         return f"dlv_{name}-{endpoint_id[3:]}"
 
     async def redeliver(self, delivery_id: str) -> None:

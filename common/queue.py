@@ -246,7 +246,7 @@ class Queue:
             key.fingerprint if key else "",
             spec.model if spec.base else "",
             int((spec.keep_s or 0) * 1000),
-            "-" if spec.mute else encode(spec.hook) if spec.hook else b"",
+            encode(spec.hook) if spec.hook else b"",
         ]
 
     async def cancel(self, job_id: str) -> None:
@@ -299,7 +299,6 @@ class Queue:
             max_attempts=ticket.tries,
             retry_of=job_id,
             hook=decode(hook, type=Hook) if hook else None,
-            mute=history.startswith(b"m"),
         )
         return await self.submit(spec, Key(f"retry {job_id}", ""))
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from common.errors import SettingsInvalid
-from ops import batch_cli, models_cli, screen, tables
+from ops import batch_cli, models_cli, screen, tables, webhook_cli
 from ops.request import ascii_key, given, job_input, sendable, texts_by_name, values_by_name
 from ops.screen import note, print_json
 
@@ -45,6 +45,7 @@ app = typer.Typer(
 
 app.add_typer(batch_cli.app, name="batch")
 app.add_typer(models_cli.app, name="models")
+app.add_typer(webhook_cli.app, name="webhooks")
 
 
 class Lane(StrEnum):

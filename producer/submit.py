@@ -19,7 +19,6 @@ from common.errors import DestinationRefused, InvalidField, JarvisError, StoreUn
 from common.jobs import JobSpec, Submitted
 from common.queue import Key, Queue
 from common.settings import Settings
-from common.webhooks import Hook
 from producer import embed_params
 from producer.abilities import Abilities
 from producer.explain import invalid_body
@@ -27,7 +26,6 @@ from producer.gather import Gathering
 from producer.prompt import Prompts
 from producer.schemas import Request, job_request
 from producer.upload import Recording
-from producer.webhook_schemas import Webhook
 
 
 class Submitter:
@@ -92,6 +90,8 @@ class Submitter:
     async def spec_of(self, body: dict[str, Any], recording: Recording | None = None) -> JobSpec:
         """The job that a request describes; raises for the first thing that is wrong with it."""
         request = checked(body)
+        if request.webhook:
+            check_webhook_url(self.destinations, "webhook.url", request.webhook.url)
         model = self.catalogue.get(request.kind, request.model)
         asked, params = _given(body["input"]), _given(body.get("params"))
         if request.kind == "generation":
@@ -120,13 +120,8 @@ class Submitter:
             ttl_s=request.ttl_s,
             timeout_s=request.timeout_s,
             max_attempts=request.max_attempts,
-            hook=self._hook(request.webhook) if request.webhook else None,
+            hook=request.webhook.hook() if request.webhook else None,
         )
-
-    def _hook(self, asked: Webhook) -> Hook:
-        check_webhook_url(self.destinations, "webhook.url", asked.url)
-        events = tuple(asked.events) if asked.events else None
-        return Hook(asked.url, asked.secret or "", events, asked.payload or "thin")
 
     def outliving_its_delay(self, spec: JobSpec) -> JobSpec:
         """The job with a life that is longer than its delay; raises InvalidField when it asks for a shorter one."""

@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from common.webhooks import ED25519_PUBLIC, EVENT_TYPES, check_secret
+from common.webhooks import ED25519_PUBLIC, EVENT_TYPES, Hook, check_secret
 from producer.strict import Strict
 
 WEEK_S = 7 * 86_400
 USER = r"^[A-Za-z0-9_.@:-]{1,64}$"
 KINDS = ", ".join(EVENT_TYPES)
 JOB_EVENTS = tuple(kind for kind in EVENT_TYPES if not kind.startswith("batch."))
+BATCH_EVENTS = tuple(kind for kind in EVENT_TYPES if kind.startswith("batch."))
 ENDS = ", ".join(JOB_EVENTS)
 
 
@@ -35,11 +36,14 @@ def _events(kinds: list[str] | None) -> list[str] | None:
     return kinds
 
 
-def _ends(kinds: list[str]) -> list[str]:
-    for kind in kinds:
-        if kind not in JOB_EVENTS:
-            raise ValueError(f"there is no end {ascii(kind)[:60]}; allowed: {ENDS}")
-    return kinds
+def _of(kinds: tuple[str, ...]) -> AfterValidator:
+    def known(given: list[str]) -> list[str]:
+        for kind in given:
+            if kind not in kinds:
+                raise ValueError(f"there is no end {ascii(kind)[:60]}; allowed: {', '.join(kinds)}")
+        return given
+
+    return AfterValidator(known)
 
 
 Url = Annotated[str, AfterValidator(_url)]
@@ -47,23 +51,40 @@ Secret = Annotated[str | None, AfterValidator(_secret)]
 Events = Annotated[list[str], Field(min_length=1, max_length=len(EVENT_TYPES) + 1), AfterValidator(_events)]
 
 
-class Webhook(Strict):
+class _Webhook(Strict):
+    """What every webhook has that comes with what it tells of."""
+
+    url: Url = Field(description="An https:// address of a public host.")
+    secret: Secret = Field(
+        None, description="What deliveries are signed with: `whsec_…` or `whsk_…`. Left out, they are not signed."
+    )
+    payload: Literal["thin", "full"] | None = Field(
+        None, description="thin: the id and how it ended. full: the job's record and result, up to 256 KiB."
+    )
+    events: list[str] | None = None
+
+    def hook(self) -> Hook:
+        """It as it is stored."""
+        return Hook(self.url, self.secret or "", tuple(self.events) if self.events else None, self.payload or "thin")
+
+
+class Webhook(_Webhook):
     """Where the end of one job is told."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"url": "https://example.org/jarvis", "events": ["job.completed"]}]}
     )
 
-    url: Url = Field(description="An https:// address of a public host.")
-    secret: Secret = Field(
-        None, description="What deliveries are signed with: `whsec_…` or `whsk_…`. Left out, they are not signed."
+    events: Annotated[list[str], _of(JOB_EVENTS)] | None = Field(
+        None, min_length=1, max_length=len(JOB_EVENTS), description=f"Which are told, all if left out: {ENDS}."
     )
-    events: Annotated[list[str], AfterValidator(_ends)] | None = Field(
-        None, min_length=1, max_length=len(EVENT_TYPES), description=f"Which are told, all if left out: {ENDS}."
-    )
-    payload: Literal["thin", "full"] | None = Field(
-        None, description="thin: the job's id and state. full: its record and result, up to 256 KiB."
-    )
+
+
+class BatchWebhook(_Webhook):
+    """Where the end of one batch is told."""
+
+    payload: Literal["thin"] | None = None
+    events: Annotated[list[str], _of(BATCH_EVENTS)] | None = Field(None, min_length=1, max_length=len(BATCH_EVENTS))
 
 
 class NewEndpoint(Strict):

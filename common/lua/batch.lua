@@ -28,8 +28,12 @@ local function turn(id, to)
   return true
 end
 
--- A batch is over: called once for each, by the script that stores its end. An event about it is written here.
+-- A batch is over: called once for each, by the script that stores its end. Webhooks are told of it.
 local function over(id)
+  local known = redis.call('HMGET', key_of(id), 'about', 'state')
+  local about, name = cjson.decode(known[1]), string.match(P, '{(%x+)}') .. string.sub(id, 7)
+  local hook = type(about.hook) == 'table' and cjson.encode(about.hook)
+  announce(name, 'batch.' .. known[2], about.user or 'anonymous', hook, {'subject', id})
   redis.call('HDEL', key_of(id), 'owner', 'plan', 'live', 'claims')
   redis.call('ZREM', DUE, id)
   redis.call('DEL', key_of(id) .. ':parts')

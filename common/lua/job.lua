@@ -4,8 +4,8 @@
 -- All of this runs anew with every call, so what few calls need stands inside the function that needs it.
 --
 -- A record's `history` is every state that the job has had: steps `<number><code><milliseconds>` with spaces between.
--- Its last step says the state. One that begins with `w` is of a job that brought a webhook, with `m` (mute) of one of
--- whose end no webhook tells. A lease is `<id>:<step>`, the step that began the delivery: it holds for as long as
+-- Its last step says the state. One that begins with `w` is of a job that brought a webhook.
+-- A lease is `<id>:<step>`, the step that began the delivery: it holds for as long as
 -- that is the last one, so that the fence is one comparison, and two deliveries never have the same.
 -- A record's `ticket` is what the queue must know of a job, in one field because each field read costs as much as
 -- the rest of the look: `<expires> <attempts> <deaths> <timeout> <tries> <first letter of the lane> <queue> <user>`.
@@ -164,37 +164,37 @@ local function post(name, event, kind, fields)
   if redis.call('EXISTS', P .. 'outbox:bell') == 0 then redis.call('RPUSH', P .. 'outbox:bell', '1') end
 end
 
--- One delivery to each endpoint of a user that wants events of this type.
-local function post_to_endpoints(user, name, event, kind, fields)
-  local wants = redis.call('HGETALL', P .. 'hooks:' .. user)
+-- Tell of an event: a delivery to each endpoint of its user that wants it, and one to the webhook that came with what
+-- ended (`known`: JSON, or false). `name` is the event's id without `evt_`.
+local function announce(name, kind, user, known, fields)
+  local event, wants = 'evt_' .. name, redis.call('HGETALL', P .. 'hooks:' .. user)
+  append(fields, 'user', user)
   for i = 1, #wants, 2 do
     if string.find(wants[i + 1] .. ' ', ' ' .. kind .. ' ', 1, true) then
-      local all = {'endpoint', wants[i], unpack(fields)}
-      post(name .. '-' .. string.sub(wants[i], 4), event, kind, all)
+      post(name .. '-' .. string.sub(wants[i], 4), event, kind, {'endpoint', wants[i], unpack(fields)})
+    end
+  end
+  local hook = known and cjson.decode(known)
+  if not hook or not hook.url then return end
+  for _, wanted in ipairs(hook.events or {kind}) do
+    if wanted == kind then
+      append(fields, 'hook', known)
+      return post(name, event, kind, fields)
     end
   end
 end
 
--- Tell of a job's end: to the webhook that it brought, and to its user's endpoints. Every terminal move calls this.
+-- Tell of a job's end. Every terminal move calls this.
 local owned -- whether anybody has endpoints: asked once a call, so that a job without a webhook costs nothing
 local function tell(id, code, history)
-  local mark = string.byte(history)
   if owned == nil then owned = redis.call('EXISTS', P .. 'owners') == 1 end
-  if mark == 109 or mark ~= 119 and not owned then return end -- m, w
+  local brought = string.byte(history) == 119 -- w
+  if not brought and not owned then return end
   local found = redis.call('HMGET', P .. 'job:' .. id, 'ticket', 'hook')
-  local user, hook = of_ticket(found[1]).user, found[2] and cjson.decode(found[2]) or {}
-  local state = STATES[code]
+  local hook, state = brought and cjson.decode(found[2]) or {}, STATES[code]
   if hook.subject and code == 'e' then state = 'failed' end -- OpenAI's responses do not expire
-  local kind, name = (hook.subject or 'job') .. '.' .. state, string.sub(id, 5)
-  local fields = {'user', user, 'job', id, 'subject', hook.id or id}
-  if owned then post_to_endpoints(user, name, 'evt_' .. name, kind, fields) end
-  if not hook.url then return end
-  for _, wanted in ipairs(hook.events or {kind}) do
-    if wanted == kind then
-      append(fields, 'hook', found[2])
-      return post(name, 'evt_' .. name, kind, fields)
-    end
-  end
+  announce(string.sub(id, 5), (hook.subject or 'job') .. '.' .. state, of_ticket(found[1]).user, found[2],
+    {'job', id, 'subject', hook.id or id})
 end
 
 -- What every terminal move does beside writing the state.

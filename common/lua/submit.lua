@@ -4,7 +4,7 @@
 --         ttl_ms, timeout_ms, max_attempts, work, metadata, retry_of, idempotency digest ('' none), fingerprint,
 --         the model asked for ('': the queue's), keep_ms (0: a finished record goes after its retention; else this long
 --         after now, whenever it finishes),
---         its webhook (JSON; '' none, '-' no webhook may tell of it)
+--         its webhook (JSON; '': none)
 -- returns per job: {'new', id, its first step, jobs that waited before it} | {'same' | 'mismatch', id} |
 --         {'full', seconds until there is room}
 -- atomic because a job must never be visible without its record, nor accepted twice for one key; the id is made
@@ -76,8 +76,8 @@ local function accept(i)
   append(record, 'ticket', to_ticket({expires = expires, attempts = 0, deaths = 0, timeout = ARGV[i + 6],
     tries = ARGV[i + 7], lane = lane, queue = queue, user = user}))
   local hook = ARGV[i + 15]
-  append(record, 'history', hook == '' and step or (hook == '-' and 'm ' or 'w ') .. step)
-  if #hook > 1 then append(record, 'hook', hook) end
+  append(record, 'history', hook == '' and step or 'w ' .. step)
+  if hook ~= '' then append(record, 'hook', hook) end
   append(record, 'work', ARGV[i + 8])
   if ARGV[i + 9] ~= '' then append(record, 'metadata', ARGV[i + 9]) end
   if ARGV[i + 10] ~= '' then append(record, 'retry_of', ARGV[i + 10]) end

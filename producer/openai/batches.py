@@ -25,6 +25,8 @@ from producer.openai.asked import read
 from producer.openai.files import LONGEST_S, SHORTEST_S, page
 from producer.record import answer
 from producer.routes import Edge, StartingAfter, edge
+from producer.submit import check_webhook_url
+from producer.webhook_schemas import USER, BatchWebhook
 
 router = APIRouter()
 WINDOW = re.compile(r"([1-9]\d{0,5})([smhd])")
@@ -55,6 +57,8 @@ class BatchBody(BaseModel):
         None, max_length=16
     )
     output_expires_after: Expiry | None = None
+    user: str = Field("anonymous", pattern=USER)  # ours, as the webhook: whose endpoints are told of its end
+    webhook: BatchWebhook | None = None
 
 
 class BatchesQuery(BaseModel):
@@ -77,6 +81,8 @@ async def create(request: Request) -> Response:
         raise InvalidField("endpoint", asked.endpoint, ", ".join(ENDPOINTS))
     window_s = _window_s(asked.completion_window)
     here = edge(request)
+    if asked.webhook:
+        check_webhook_url(here.submitter.destinations, "webhook.url", asked.webhook.url)
     key = headers.idempotency_key(request.headers)
     batch_id = await _create(here, asked, window_s, key)
     return answer(batch_out(await here.batches.get(batch_id)))
@@ -96,6 +102,8 @@ async def _create(here: Edge, asked: BatchBody, window_s: float, key: str | None
         window_s=window_s,
         metadata=asked.metadata,
         output_kept_s=asked.output_expires_after.seconds if asked.output_expires_after else None,
+        user=asked.user,
+        hook=asked.webhook.hook() if asked.webhook else None,
     )
     fingerprint = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(wanted, blob=""))).hexdigest()
     try:

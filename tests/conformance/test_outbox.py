@@ -135,14 +135,6 @@ async def test_a_job_without_a_webhook_leaves_nothing_in_the_outbox(world: World
     assert not any("outbox" in key or "deliver" in key for key in await world.keys())
 
 
-async def test_a_mute_job_is_told_to_nobody(world: World) -> None:
-    await Endpoints(world.redis, world.settings).create(endpoint("ann"), "ann")
-    job_id = await world.submit(user="ann", mute=True)
-    await world.run_all()
-    assert await world.states(job_id) == ["queued", "in_progress", "completed"]
-    assert await due(world) == []
-
-
 async def test_only_the_events_that_were_asked_for_are_told(world: World) -> None:
     hook = msgspec.structs.replace(HOOK, events=("job.failed",))
     await Endpoints(world.redis, world.settings).create(endpoint("ann", "job.failed", "job.cancelled"), "ann")
@@ -329,18 +321,6 @@ async def test_the_numbers_for_metrics_add_up(world: World) -> None:
 
 
 # -- endpoints
-
-
-async def test_something_else_than_a_jobs_end_is_told_once(world: World) -> None:
-    await Endpoints(world.redis, world.settings).create(endpoint("ann", "batch.completed"), "ann")
-    outbox = outbox_of(world)
-    assert await outbox.announce("ann", "batch.completed", "batch_1", "00batch1", HOOK) == 2
-    assert await outbox.announce("ann", "batch.completed", "batch_1", "00batch1", HOOK) == 0
-    assert await outbox.announce("ann", "batch.failed", "batch_2") == 0
-    taken = await due(world)
-    assert {(one.event, one.type, one.subject, one.job) for one in taken} == {
-        ("evt_00batch1", "batch.completed", "batch_1", None)
-    }
 
 
 async def test_a_deleted_or_disabled_endpoint_is_told_nothing_more(world: World) -> None:

@@ -424,3 +424,40 @@ async def test_nothing_of_a_batch_is_left_in_redis_but_its_record_and_files(
     jobs = (await client.get("/v1/jobs?limit=100")).json()["data"]
     left = [await redis.pttl(f"{prefix}job:{job['id']}") for job in jobs]
     assert max(left) <= app.state.settings.retention_s * 1000
+
+
+# -- webhooks
+
+
+async def test_the_end_of_a_batch_is_told_once_and_its_lines_are_not(
+    client: httpx.AsyncClient, runner: Runner, work: dict[str, Do]
+) -> None:
+    endpoint = {"url": "https://example.org/", "event_types": ["*"], "user": "ann"}
+    assert (await client.post("/v1/webhook_endpoints", json=endpoint)).status_code == 200
+    hook = {"url": "https://example.org/own", "events": ["batch.completed"]}
+    batch = await made(client, jsonl(*map(line, range(5))), user="ann", webhook=hook)
+    assert (await ended(client, batch["id"]))["status"] == "completed"
+    told = (await client.get("/v1/webhook_deliveries")).json()["data"]
+    assert [(one["type"], one["subject"], one["job"]) for one in told] == [("batch.completed", batch["id"], None)] * 2
+    assert {one["event"] for one in told} == {f"evt_00{batch['id'].removeprefix('batch_')}"}
+
+
+async def test_a_batch_that_fails_tells_the_endpoints_of_its_user(client: httpx.AsyncClient, runner: Runner) -> None:
+    endpoint = {"url": "https://example.org/", "event_types": ["batch.failed"]}
+    await client.post("/v1/webhook_endpoints", json=endpoint)
+    batch = await made(client, b"nonsense", webhook={"url": "https://example.org/", "events": ["batch.expired"]})
+    assert (await ended(client, batch["id"]))["status"] == "failed"
+    (told,) = (await client.get("/v1/webhook_deliveries")).json()["data"]
+    assert (told["type"], told["subject"], told["user"]) == ("batch.failed", batch["id"], "anonymous")
+
+
+async def test_a_batchs_webhook_is_checked_as_any_other(client: httpx.AsyncClient) -> None:
+    file = (await upload(client, jsonl(line(0)))).json()
+    body = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
+    for webhook, param in (
+        ({"url": "https://10.0.0.1/"}, "webhook.url"),
+        ({"url": "https://example.org/", "events": ["job.completed"]}, "webhook.events"),
+        ({"url": "https://example.org/", "payload": "full"}, "webhook.payload"),
+    ):
+        answer = await client.post("/v1/batches", json={**body, "webhook": webhook})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
