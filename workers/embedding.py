@@ -24,7 +24,7 @@ async def embedding(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
     params = {**ctx["model"].defaults, **spec.params}
     async with revived(ctx):
         texts = prompted(spec.input["texts"], ctx["model"], params.get("input_type"))
-        batch = await ctx["engine"].embed(texts, params.get("truncate", True))
+        batch = await ctx["engine"].embed(texts, params.get("truncate", True), low=job.lane == "low")
     vectors = shaped(batch.vectors, params.get("dimensions"), params.get("normalize", False))
     size = int(vectors.shape[1])
     output: dict[str, Any] = {"dimensions": size}

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.errors import JarvisError
 from ops.bench import (
+    batch,
     embedding,
     fault,
     flat,
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, tuple[Any, str]] = {
     ),
     "generation": (generation, "tokens/s and time to first token: engine alone, whole API, vLLM's own server"),
     "embedding": (embedding, "texts/s: one call of the engine alone, jobs through the API, vLLM's own pooling server"),
+    "batch": (batch, "callers who wait for vectors, alone and beside a batch: p50, p99; the batch's lines/s"),
     "quantization": (quantization, "a model and quantized copies of it: tokens/s, memory, perplexity, agreement"),
     "transcription": (transcription, "a long recording: faster-whisper alone, and through the API; a clip behind it"),
 }

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class Formation:
 
 
 @contextlib.contextmanager
-def formation(model: Model, aof: Aof = "everysec") -> Iterator[Formation]:
-    """Everything started and ready for a job; all of it is gone afterwards."""
+def formation(model: Model, aof: Aof = "everysec", more: Sequence[str] = ()) -> Iterator[Formation]:
+    """Everything started and ready for a job, and `more` modules; all of it is gone afterwards."""
     with (
         tempfile.TemporaryDirectory(prefix="jarvis-bench-") as name,
         RedisServer(aof) as server,
@@ -51,7 +51,7 @@ def formation(model: Model, aof: Aof = "everysec") -> Iterator[Formation]:
             "JARVIS_LOG_LEVEL": "warning",
         }
         programs = []
-        for what in (["producer"], ["scheduler"], ["workers", model.kind]):
+        for what in (["producer"], ["scheduler"], ["workers", model.kind], *([module] for module in more)):
             program = Program(what[0], [sys.executable, "-m", *what], environment, folder)
             stack.callback(program.stop)
             programs.append(program)

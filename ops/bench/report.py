@@ -61,7 +61,14 @@ TRANSCRIPTION: tuple[Column, ...] = (
     ("clip_done_s", "done after s", 2),
     ("rss_mib", "peak RSS MiB", 0),
 )
-COLUMNS = {"generation": GENERATION, "embedding": EMBEDDING, "transcription": TRANSCRIPTION}
+BATCH: tuple[Column, ...] = (
+    ("p50", "p50 ms", 1),
+    ("p90", "p90 ms", 1),
+    ("p99", "p99 ms", 1),
+    ("max", "longest ms", 1),
+    ("lines_s", "lines/s of the batch", 0),
+)
+COLUMNS = {"batch": BATCH, "generation": GENERATION, "embedding": EMBEDDING, "transcription": TRANSCRIPTION}
 
 
 MARKS = "<!-- figures: python -m ops.bench report -->", "<!-- end of figures -->"

@@ -25,6 +25,7 @@ ONCE = "tests/faults/test_once.py"
 NETWORK = "tests/faults/test_network.py"
 BOUNDS = "tests/faults/test_bounds.py"
 REDIS = "tests/faults/test_redis_killed.py"
+BATCHES = "tests/faults/test_batches.py"
 LOST = "tests/faults/test_lost_replies.py::test_replies_lost_at_random_leave_no_job_behind_and_double_nothing"
 RECOVERY = (
     "tests/faults/test_killed_processes.py::"
@@ -273,6 +274,41 @@ MUTANTS = (
         "_after(request.resume_text, pieces",
         '_after("", pieces',
         "tests/unit/test_openai_engine.py",
+    ),
+    Mutant(
+        "a batch: a finished line is run again",
+        "producer/batches/stretches.py",
+        "return line_job_id(queue.keys.shard_of_queue(spec.queue), batch.id, line, place)",
+        "return __import__('common.keys').keys.new_job_id(queue.keys.shard_of_queue(spec.queue))",
+        f"{BATCHES}::test_a_line_that_has_finished_is_not_run_again_by_who_takes_the_batch_over",
+    ),
+    Mutant(
+        "a batch: answers out of order",
+        "producer/batches/run.py",
+        "for number in sorted(parts)]",
+        "for number in sorted(parts, key=str)]",
+        f"{BATCHES}::test_every_line_of_a_batch_is_answered_once_in_order_whoever_is_killed",
+    ),
+    Mutant(
+        "a batch: a line lost by who takes it over",
+        "producer/batches/run.py",
+        "left = [number for number in range(len(plan)) if number not in done]",
+        "left = list(range(max(done, default=-1) + 1, len(plan)))",
+        "tests/producer/test_batches.py::test_who_takes_a_batch_over_finishes_the_lines_that_were_left_behind",
+    ),
+    Mutant(
+        "a batch: parts without fence",
+        "common/lua/batch_part.lua",
+        "if not has(id, ARGV[2]) then return 'lost' end",
+        "",
+        "tests/conformance/test_batches.py::test_whoever_lost_a_batch_changes_nothing",
+    ),
+    Mutant(
+        "a batch: results go with their retention",
+        "common/lua/committing.lua",
+        "redis.call('PEXPIRE', key, RETENTION_MS, 'NX')",
+        "redis.call('PEXPIRE', key, RETENTION_MS)",
+        "tests/conformance/test_submit.py::test_a_record_that_must_be_kept_outlives_its_retention",
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import time
@@ -131,3 +132,17 @@ async def test_a_line_that_has_finished_is_not_run_again_by_who_takes_the_batch_
     assert [answer["custom_id"] for answer in answers] == [f"line-{number}" for number in range(600)]
     starts = [start.job for start in formation.ledger.starts()]
     assert len(starts) == len(set(starts)) == 600
+
+
+async def test_a_batch_outlives_redis_with_its_append_only_file(formation: Formation) -> None:
+    await formed(formation)
+    async with formation.client() as client:
+        batch_id = await submitted(client, 600)
+        await passed(client, batch_id, 200)
+        await formation.kill_redis()
+        await asyncio.to_thread(formation.redis.start)
+        batch = await ended(client, batch_id)
+        assert batch["request_counts"] == {"total": 600, "completed": 600, "failed": 0}, batch
+        answers = await lines_of(client, batch["output_file_id"])
+    assert [answer["custom_id"] for answer in answers] == [f"line-{number}" for number in range(600)]
+    assert len({start.job for start in formation.ledger.starts()}) == 600

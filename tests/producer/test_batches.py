@@ -349,6 +349,39 @@ async def test_a_batch_whose_window_ends_expires_with_what_was_done(
     assert [one["error"]["code"] for one in errors] == ["batch_expired"] * 9
 
 
+async def test_who_takes_a_batch_over_finishes_the_lines_that_were_left_behind(
+    client: httpx.AsyncClient, app: FastAPI, work: dict[str, Do]
+) -> None:
+    held: list[ClaimedJob] = []
+
+    def all_but_the_first(job: ClaimedJob) -> str:
+        if job.spec.input["messages"][0]["content"] != "number 0":
+            return "finish"
+        held.append(job)
+        return "leave"
+
+    work["do"] = all_but_the_first
+    edge = app.state.edge
+    tools = Tools(Here(edge.submitter, edge.files), edge.queue, edge.results, edge.settings)
+    first = asyncio.create_task(Runner(tools, edge.batches).run())
+    batch = await made(client, jsonl(*map(line, range(20))))
+    async with asyncio.timeout(10):
+        while (await client.get(f"/v1/batches/{batch['id']}")).json()["request_counts"]["completed"] < 19:
+            await asyncio.sleep(0.02)
+    for running in (first, asyncio.create_task(Runner(tools, edge.batches).run())):
+        if running is not first:
+            worker = PlayedWorker(edge.queue, "generation:echo")
+            worker.last_seq = {held[0].id: held[0].seq}
+            await worker.finish(held[0], {"text": "at last", "finish_reason": "stop"})
+            over = await ended(client, batch["id"])
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+    output = await content(client, over["output_file_id"])
+    assert [one["custom_id"] for one in output] == [f"line-{number}" for number in range(20)]
+    assert output[0]["response"]["body"]["choices"][0]["message"]["content"] == "at last"
+
+
 async def test_an_input_file_that_is_deleted_stays_readable_for_its_batch_and_goes_with_it(
     client: httpx.AsyncClient, app: FastAPI
 ) -> None:

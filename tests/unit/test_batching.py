@@ -127,6 +127,52 @@ async def test_a_long_job_does_not_hold_up_a_short_one(engine: Engine) -> None:
     await asyncio.gather(first, long)
 
 
+async def test_low_calls_let_the_others_go_first_and_get_on_too(engine: Engine) -> None:
+    first = await blocked(engine)
+    low = [asyncio.create_task(engine.embed([text(3, 2)], low=True)) for _ in range(8)]
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(engine.embed([text(4, 3)])) for _ in range(3)]
+    await asyncio.sleep(0)
+    engine.counting.go.set()
+    await asyncio.gather(first, *low, *others)
+    assert engine.counting.groups[:2] == [[1], [3, 3, 3]]
+    assert [size for group in engine.counting.groups[2:] for size in group] == [2] * 8
+
+
+async def test_while_others_come_low_groups_are_small_and_leave_a_thread_free() -> None:
+    engine = await started(threads=2)
+    await engine.embed([text(2, 1)])  # somebody waits for answers these days
+    engine.counting.groups.clear()
+    engine.counting.go.clear()
+    low = asyncio.create_task(engine.embed([text(3, 2)] * 8, low=True))
+    async with asyncio.timeout(5):
+        while not engine._groups:  # noqa: ASYNC110 - a group announces itself to nobody
+            await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(engine._groups) == 1
+    other = asyncio.create_task(engine.embed([text(4, 3)]))
+    async with asyncio.timeout(5):
+        while len(engine._groups) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    engine.counting.go.set()
+    await asyncio.gather(low, other)
+    assert max(len(group) for group in engine.counting.groups if group[0] == 2) == 2  # 4 tokens of 16
+    await engine.stop()
+
+
+async def test_low_calls_get_a_group_after_many_batches_of_the_others(engine: Engine) -> None:
+    first = await blocked(engine)
+    low = asyncio.create_task(engine.embed([text(3, 2)], low=True))
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(engine.embed([text(4, 16)])) for _ in range(40)]  # one to a group
+    await asyncio.sleep(0)
+    engine.counting.go.set()
+    await low
+    assert 0 < sum(other.done() for other in others) < 40
+    await asyncio.gather(first, *others)
+
+
 async def test_a_text_is_cut_at_the_models_length_and_counted_whole(engine: Engine) -> None:
     batch = await engine.embed([text(3, 50), text(4, 120), text(5, 51)])
     assert [(cut.index, cut.tokens) for cut in batch.truncated] == [(1, 120), (2, 51)]

@@ -5,6 +5,9 @@ is bounded by tokens and goes through the model in groups of like length, so tha
 text is tokenised once, when it comes: its tokens bound the batch, go into the model and are what usage counts. A batch
 never waits for company unless `batch_wait_ms` says how long it may.
 
+Calls of the low lane let the others go first. While others come, low groups are small and leave one thread free, so
+that whoever waits finds one; but after so many batches of the others, a low group goes through.
+
 On a CPU each core runs a group of its own. All cores on one group would meet at the end of every operation, where the
 one that web or Redis was given holds up the others.
 """
@@ -41,6 +44,11 @@ BATCH_TOKENS = 4096
 #: Tokens of a group on one core: what a small model computes of so many stays near that core's cache. Of MiniLM, 32
 #: short texts at once took a quarter more CPU time each than 8 or 16 did (torch, one thread, on a busy machine).
 CPU_GROUP_TOKENS = 512
+#: While calls of the other lanes come, and for so long after the last one, low groups are so many times smaller.
+LOW_YIELDS_S = 2.0
+LOW_PART = 4
+#: Batches of the others after which a low group goes through, however many wait.
+LOW_PASSED = 16
 #: More characters than this are tokenised beside the event loop: they take longer than a millisecond.
 INLINE_CHARACTERS = 4_000
 
@@ -70,6 +78,7 @@ class Call:
     texts: list[Text]
     done: asyncio.Future[EmbeddingBatch]
     vectors: Vectors
+    low: bool = False  # whether it lets others go first
     came: float = field(default_factory=time.monotonic)
     todo: list[int] = field(default_factory=list)
     waiting: int = 0  # tokens still to do
@@ -118,6 +127,7 @@ class BatchingEngine(ABC):
         self._pool: ThreadPoolExecutor | None = None
         self._batcher: asyncio.Task[None] | None = None
         self._groups: set[asyncio.Task[None]] = set()  # in the pool
+        self._yield_until = 0.0  # low calls leave room for others (CLOCK_MONOTONIC, s)
 
     @abstractmethod
     def load(self) -> Encoder:
@@ -152,7 +162,7 @@ class BatchingEngine(ABC):
         """Whether the batcher runs."""
         return self._batcher is not None and not self._batcher.done()
 
-    async def embed(self, texts: list[str], truncate: bool = True) -> EmbeddingBatch:
+    async def embed(self, texts: list[str], truncate: bool = True, low: bool = False) -> EmbeddingBatch:
         """The texts' vectors. A caller that is cancelled takes its texts out of the batches to come.
 
         Raises JobFailed for a text that cannot be read or, without `truncate`, is longer than the model takes.
@@ -168,7 +178,9 @@ class BatchingEngine(ABC):
         if not self.alive:  # it stopped while the texts were read
             raise EngineDead("the embedding engine stopped")
         vectors = np.empty((len(texts), encoder.dimensions), np.float32)
-        call = Call(read, asyncio.get_running_loop().create_future(), vectors)
+        call = Call(read, asyncio.get_running_loop().create_future(), vectors, low)
+        if not low:
+            self._yield_until = time.monotonic() + LOW_YIELDS_S
         self._calls.append(call)
         self._came.set()
         return await call.done
@@ -187,15 +199,46 @@ class BatchingEngine(ABC):
                 await self._something_to_do()
                 # A batch is made when a thread is free for it, so that all that has come by then may be in it.
                 await self._free_thread(encoder.threads)
-                for group in self._grouped(self._next_batch(), encoder):
-                    await self._free_thread(encoder.threads)
-                    task = asyncio.create_task(self._run(group))
-                    self._groups.add(task)
-                    task.add_done_callback(self._groups.discard)
+                # Low calls let the others go first by themselves, so that they are not passed over for ever.
+                await self._through(encoder, low=any(call.todo and call.low for call in self._calls))
         finally:
             for call in self._calls:
                 call.fail(EngineDead("the embedding engine stopped"))
             self._calls = []
+
+    async def _through(self, encoder: Encoder, low: bool) -> None:
+        """Put a batch of the low calls, or of the others, through the model; others that come meanwhile go first."""
+        for group in self._grouped(self._next_batch(low), encoder, self._group_tokens(encoder, low)):
+            if low:
+                await self._others_first(encoder)
+            await self._free_thread(encoder.threads)
+            task = asyncio.create_task(self._run(group))
+            self._groups.add(task)
+            task.add_done_callback(self._groups.discard)
+
+    @property
+    def _others_wait(self) -> bool:
+        return any(call.todo and not call.low and not call.done.done() for call in self._calls)
+
+    async def _others_first(self, encoder: Encoder) -> None:
+        """Wait until a low group may go through, and let through whoever comes meanwhile."""
+        for _ in range(LOW_PASSED):
+            while not self._others_wait:
+                yields = time.monotonic() < self._yield_until
+                if len(self._groups) < (max(1, encoder.threads - 1) if yields else encoder.threads):
+                    return
+                self._came.clear()
+                came = asyncio.create_task(self._came.wait())
+                try:
+                    await asyncio.wait({*self._groups, came}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    came.cancel()
+            await self._through(encoder, low=False)
+
+    def _group_tokens(self, encoder: Encoder, low: bool) -> int:
+        if low and time.monotonic() < self._yield_until:
+            return max(1, encoder.group_tokens // LOW_PART)
+        return encoder.group_tokens
 
     async def _free_thread(self, threads: int) -> None:
         while len(self._groups) >= threads:
@@ -219,9 +262,9 @@ class BatchingEngine(ABC):
             except TimeoutError:
                 return
 
-    def _next_batch(self) -> list[Piece]:
-        """Texts of all waiting calls, up to the budget: first a share each, then the rest in order of arrival."""
-        calls = [call for call in self._calls if call.todo]
+    def _next_batch(self, low: bool) -> list[Piece]:
+        """Texts of all waiting calls of this kind, to the budget: first a share each, then the rest as they came."""
+        calls = [call for call in self._calls if call.todo and call.low == low]
         batch: list[Piece] = []
         left = self.budget
         for allowed in (self.budget // max(1, len(calls)), self.budget):
@@ -234,7 +277,7 @@ class BatchingEngine(ABC):
                     left -= cost
         return batch
 
-    def _grouped(self, batch: list[Piece], encoder: Encoder) -> list[list[Piece]]:
+    def _grouped(self, batch: list[Piece], encoder: Encoder, tokens: int) -> list[list[Piece]]:
         """The batch in groups of like length, the longest first; at least one for each thread."""
         self.batches = [*self.batches[-99:], len(batch)]
         batch.sort(key=lambda piece: len(piece[0].texts[piece[1]].ids), reverse=True)
@@ -243,7 +286,7 @@ class BatchingEngine(ABC):
         while batch:
             call, index = batch[0]
             longest = max(1, len(call.texts[index].ids))
-            size = max(1, min(most, encoder.group_tokens // longest))
+            size = max(1, min(most, tokens // longest))
             groups.append(batch[:size])
             batch = batch[size:]
         return groups

@@ -145,7 +145,7 @@ def _logprobs(request: GenerationRequest, word: str) -> list[dict[str, Any]] | N
 class FakeEmbeddingEngine(_FakeEngine):
     """Answers with a made-up unit vector of `dimensions` (8) for each text, after `delay_s`."""
 
-    async def embed(self, texts: list[str], truncate: bool = True) -> EmbeddingBatch:
+    async def embed(self, texts: list[str], truncate: bool = True, low: bool = False) -> EmbeddingBatch:
         """The same text always has the same vector; a word is a token."""
         import numpy as np
 

@@ -290,7 +290,7 @@ async def _read_out(lines: AsyncGenerator[bytes]) -> None:
 class OpenAIEmbeddingEngine(_UpstreamEngine):
     """An embedding model behind OpenAI's `/embeddings` or Cohere's `/embed`."""
 
-    async def embed(self, texts: list[str], truncate: bool = True) -> EmbeddingBatch:
+    async def embed(self, texts: list[str], truncate: bool = True, low: bool = False) -> EmbeddingBatch:
         """One vector a text, in order, by as many calls as the upstream's largest batch makes necessary.
 
         Whether a text that is too long is cut is the upstream's to say: OpenAI's API refuses it always, Cohere's and

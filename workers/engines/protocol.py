@@ -163,8 +163,8 @@ class GenerationEngine(Engine, Protocol):
 class EmbeddingEngine(Engine, Protocol):
     """An embedding model."""
 
-    async def embed(self, texts: list[str], truncate: bool = True) -> EmbeddingBatch:
-        """The texts' vectors; calls that wait at the same time share batches.
+    async def embed(self, texts: list[str], truncate: bool = True, low: bool = False) -> EmbeddingBatch:
+        """The texts' vectors; calls that wait at the same time share batches. `low` ones let the others go first.
 
         Raises JobFailed naming the first text that is longer than the model takes, when it must not be cut.
         """
