@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -33,8 +33,8 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(update=small)
 
 
-@pytest.fixture
-async def runner(app: FastAPI) -> AsyncIterator[Runner]:
+@asynccontextmanager
+async def runner_of(app: FastAPI) -> AsyncIterator[Runner]:
     """What `python -m producer.batches` runs, in this process."""
     edge = app.state.edge
     tools = Tools(Here(edge.submitter, edge.files), edge.queue, edge.results, edge.settings)
@@ -44,6 +44,13 @@ async def runner(app: FastAPI) -> AsyncIterator[Runner]:
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
+
+
+@pytest.fixture
+async def runner(app: FastAPI) -> AsyncIterator[Runner]:
+    """A runner that is there all the time."""
+    async with runner_of(app) as made:
+        yield made
 
 
 Do = Callable[[ClaimedJob], str]
@@ -361,22 +368,15 @@ async def test_who_takes_a_batch_over_finishes_the_lines_that_were_left_behind(
         return "leave"
 
     work["do"] = all_but_the_first
-    edge = app.state.edge
-    tools = Tools(Here(edge.submitter, edge.files), edge.queue, edge.results, edge.settings)
-    first = asyncio.create_task(Runner(tools, edge.batches).run())
-    batch = await made(client, jsonl(*map(line, range(20))))
-    async with asyncio.timeout(10):
-        while (await client.get(f"/v1/batches/{batch['id']}")).json()["request_counts"]["completed"] < 19:
+    async with runner_of(app), asyncio.timeout(10):
+        batch = await made(client, jsonl(*map(line, range(20))))
+        while (await client.get(f"/v1/batches/{batch['id']}")).json()["request_counts"]["completed"] < 19:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-    for running in (first, asyncio.create_task(Runner(tools, edge.batches).run())):
-        if running is not first:
-            worker = PlayedWorker(edge.queue, "generation:echo")
-            worker.last_seq = {held[0].id: held[0].seq}
-            await worker.finish(held[0], {"text": "at last", "finish_reason": "stop"})
-            over = await ended(client, batch["id"])
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
+    worker = PlayedWorker(app.state.edge.queue, "generation:echo")
+    worker.last_seq = {held[0].id: held[0].seq}
+    await worker.finish(held[0], {"text": "at last", "finish_reason": "stop"})
+    async with runner_of(app):
+        over = await ended(client, batch["id"])
     output = await content(client, over["output_file_id"])
     assert [one["custom_id"] for one in output] == [f"line-{number}" for number in range(20)]
     assert output[0]["response"]["body"]["choices"][0]["message"]["content"] == "at last"
@@ -390,13 +390,9 @@ async def test_an_input_file_that_is_deleted_stays_readable_for_its_batch_and_go
     blob = (await edge.batches.get(batch["id"])).asked.blob
     await client.delete(f"/v1/files/{batch['input_file_id']}")
     assert await edge.files.blobs.length(blob)
-    tools = Tools(Here(edge.submitter, edge.files), edge.queue, edge.results, edge.settings)
-    running = asyncio.create_task(Runner(tools, edge.batches).run())
-    assert (await ended(client, batch["id"]))["errors"]["data"][0]["code"] == "invalid_method"
-    await until_gone(edge.files.blobs, blob)
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
+    async with runner_of(app):
+        assert (await ended(client, batch["id"]))["errors"]["data"][0]["code"] == "invalid_method"
+        await until_gone(edge.files.blobs, blob)
 
 
 async def until_gone(blobs: Blobs, blob: str, deadline_s: float = 5) -> None:
@@ -408,19 +404,14 @@ async def until_gone(blobs: Blobs, blob: str, deadline_s: float = 5) -> None:
 
 
 async def test_the_events_of_a_batch_end_with_its_end(live: httpx.AsyncClient, server: Server) -> None:
-    edge = server.web.state.edge
-    tools = Tools(Here(edge.submitter, edge.files), edge.queue, edge.results, edge.settings)
-    running = asyncio.create_task(Runner(tools, edge.batches).run())
-    batch = await made(live, b"no json\n")
-    events = (await live.get(f"/v1/batches/{batch['id']}/events")).text
+    async with runner_of(server.web):
+        batch = await made(live, b"no json\n")
+        events = (await live.get(f"/v1/batches/{batch['id']}/events")).text
     last = [text for text in events.split("\n\n") if text.startswith("id: ")][-1].split("\n")
     assert last[1] == "event: batch"
     assert json.loads(last[2].removeprefix("data: "))["status"] == "failed"
     again = await live.get(f"/v1/batches/{batch['id']}/events", headers={"Last-Event-ID": last[0][4:]})
     assert again.status_code == 204
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
 
 
 async def test_a_recording_is_transcribed_by_its_file(client: httpx.AsyncClient, runner: Runner, app: FastAPI) -> None:
