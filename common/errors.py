@@ -2,12 +2,14 @@
 
     JarvisError
     ├── InvalidField            422  a field of the request is wrong: which, what it was, what is allowed
-    │   └── BodyTooLarge        413
+    │   ├── BodyTooLarge        413
+    │   └── NoEarlierResponse   400  what a response is to go on from is not there, or not yet
     ├── MalformedBody           400  the body is not JSON that we accept
     ├── UnknownModel            404  no such model in the catalogue
     ├── NotFound                404  no such job, file or batch
     │   ├── NoEndpoint          404  no such webhook endpoint
-    │   └── NoDelivery          404  no such delivery of a webhook
+    │   ├── NoDelivery          404  no such delivery of a webhook
+    │   └── ResponseNotFound    404  no such response
     ├── NotAllowedNow           409  the job's state does not allow this
     ├── IdempotencyMismatch     422  the key was used with another request
     ├── QueueFull               429  the queue's bound is reached
@@ -55,6 +57,14 @@ class BodyTooLarge(InvalidField):
         super().__init__(field, f"more than {limit_bytes} bytes", f"at most {limit_bytes} bytes")
 
 
+class NoEarlierResponse(InvalidField):
+    """There is no response to go on from."""
+
+    def __init__(self, response_id: str, why: str) -> None:
+        super().__init__("previous_response_id", response_id, "a stored response that has been answered")
+        self.args = (f"Previous response with id {shown(response_id)} {why}.",)
+
+
 class MalformedBody(JarvisError):
     """The request body is not valid JSON."""
 
@@ -96,6 +106,14 @@ class NoDelivery(NotFound):
     def __init__(self, delivery_id: str) -> None:
         self.delivery_id = delivery_id
         JarvisError.__init__(self, f"no delivery {shown(delivery_id)}; it never existed or its retention has ended")
+
+
+class ResponseNotFound(NotFound):
+    """No response has this id (or it was deleted, was not to be stored, or its retention has ended)."""
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(response_id)
+        self.args = (f"Response with id {shown(response_id)} not found.",)
 
 
 class NotAllowedNow(JarvisError):
@@ -193,6 +211,7 @@ _IANA = "https://iana.org/assignments/http-problem-types"
 
 PROBLEMS: dict[type[JarvisError], Problem] = {
     BodyTooLarge: Problem(413, "about:blank", "Content Too Large", False),
+    NoEarlierResponse: Problem(400, "about:blank", "Previous Response Not Found", False),
     InvalidField: Problem(422, "about:blank", "Unprocessable Content", False),
     MalformedBody: Problem(400, "about:blank", "Bad Request", False),
     UnknownModel: Problem(404, "about:blank", "Unknown Model", False),

@@ -42,6 +42,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     base: str = ""  # the model whose workers run it, when `model` is an adapter of it
     keep_s: float | None = None  # its record and result are kept so long from the submit, whatever their retention
     hook: Hook | None = None  # where its end is told, and as what
+    front: dict[str, Any] = {}  # what the address that it came through will want to tell of it; no worker reads this
 
     @property
     def queue(self) -> str:
@@ -50,13 +51,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Work(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The part of a spec that only the worker needs, as it is stored with the job."""
+    """The part of a spec that the queue itself does not need, as it is stored with the job."""
 
     input: dict[str, Any]
     params: dict[str, Any] = {}
     function: str = ""
     model: str = ""  # what was asked for, when that is not the queue's model but an adapter of it
     keep_s: float | None = None  # how long its result must be kept at least
+    front: dict[str, Any] = {}  # see JobSpec
     v: int = 1  # version of this encoding; a worker parks what it does not know
 
 

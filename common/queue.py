@@ -219,7 +219,8 @@ class Queue:
                 raise unavailable(error) from error
 
     async def _work(self, spec: JobSpec) -> bytes:
-        work = encode(Work(spec.input, spec.params, spec.function, spec.model if spec.base else "", spec.keep_s))
+        model = spec.model if spec.base else ""
+        work = encode(Work(spec.input, spec.params, spec.function, model, spec.keep_s, spec.front))
         if len(work) <= self.settings.inline_bytes:
             return work
         return await self.blobs.store(work, self.life_s(spec.ttl_s))
@@ -268,6 +269,15 @@ class Queue:
             pipe.pexpire(f"{self._of(job_id)}job:{job_id}", self._retention_ms)
         await self._call(pipe.execute())
 
+    async def erase(self, job_id: str) -> None:
+        """End a job wherever it stands and remove all that is kept of it. Raises NotFound, StoreUnavailable."""
+        kept = await self._run("erase", self._of(job_id), job_id, self._retention_ms, self.settings.events_kept)
+        if kept is None:
+            raise NotFound(job_id)
+        for body in kept:
+            if body.startswith(b"@"):
+                await self.blobs.remove(body.decode())
+
     async def retry(self, job_id: str) -> Submitted:
         """Submit again what a job that did not complete asked for, as a new job; asked twice, the same one.
 
@@ -292,6 +302,7 @@ class Queue:
             input=await self._kept_on(work.input),
             params=work.params,
             function=work.function,
+            front=work.front,
             user=ticket.user,
             priority=ticket.lane,
             metadata=decode(metadata) if metadata else {},

@@ -18,7 +18,7 @@ import redis.asyncio as redis
 from common import scripts
 from common.blobs import Blobs
 from common.errors import NotFound, StoreUnavailable
-from common.jobs import JobError, JobEvent, JobRecord, Priority, Step, Ticket, decode, parse_history, parse_step
+from common.jobs import JobError, JobEvent, JobRecord, Priority, Step, Ticket, Work, decode, parse_history, parse_step
 from common.keys import Keys
 from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
@@ -126,6 +126,15 @@ class Results:
             raise NotFound(job_id)
         raw = values.pop() if result else None
         return StoredResult(_record(job_id, values), await self.rendered(raw) if raw else None)
+
+    async def whole(self, job_id: str) -> tuple[StoredResult, Work]:
+        """A job as it stands, and what it was asked, in one read. Raises NotFound, StoreUnavailable."""
+        fields = [*_FIELDS, "result", "work"]
+        *values, raw, work = await self._call(self.redis.hmget(f"{self._of(job_id)}job:{job_id}", fields))
+        if values[0] is None:
+            raise NotFound(job_id)
+        found = StoredResult(_record(job_id, values), await self.rendered(raw) if raw else None)
+        return found, decode(await self.blobs.load(work), type=Work)
 
     async def rendered(self, raw: bytes) -> msgspec.Raw:
         """A stored result as a reader sees it. Raises FileNotFoundError when its blob's time is over."""

@@ -20,6 +20,7 @@ from producer.guard import Guard
 from producer.openai import batches as openai_batches
 from producer.openai import files as openai_files
 from producer.openai import routes as openai
+from producer.openai.responses import routes as responses
 from producer.openapi import describe
 from producer.routes import Edge, router, submits
 from producer.submit import Submitter
@@ -54,8 +55,8 @@ def create_app(settings: Settings) -> FastAPI:
         "/v1/files": settings.max_file_bytes + settings.max_body_bytes,
     }
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, max_form_bytes=forms)
-    own = (webhooks.router, openai.router, openai_files.router, openai_batches.router)
-    for routes in (submits, openai.calls, router, *own):  # the first route that matches is taken
+    own = (webhooks.router, openai.router, responses.router, openai_files.router, openai_batches.router)
+    for routes in (submits, openai.calls, responses.calls, router, *own):  # the first route that matches is taken
         app.include_router(routes)
     app.openapi = describe(app)  # type: ignore[method-assign]
     problems.install(app)

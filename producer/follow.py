@@ -117,10 +117,15 @@ class EventStream(Stream):
 
 def encoded(event: JobEvent) -> bytes:
     """One event on the wire."""
-    data = msgspec.json.encode(_shown(event))
-    for character, escaped in _LINE_ENDS:
-        data = data.replace(character, escaped)
+    data = escaped(msgspec.json.encode(_shown(event)))
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.seq, event.event.encode(), data)
+
+
+def escaped(data: bytes) -> bytes:
+    """JSON without the characters that some clients take for the end of a line."""
+    for character, written in _LINE_ENDS:
+        data = data.replace(character, written)
+    return data
 
 
 def _shown(event: JobEvent) -> dict[str, Any]:

@@ -49,6 +49,7 @@ STORE_REFUSES = ("OOM", "LOADING", "MISCONF", "READONLY", "NOREPLICAS", "BUSY ",
 CODES = {
     "Unknown Model": "model_not_found",
     "Not Found": "not_found",
+    "Previous Response Not Found": "previous_response_not_found",
     "Queue Full": "queue_full",
     "Idempotency-Key Reused": "idempotency_key_reused",
 }

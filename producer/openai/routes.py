@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.types import Send
 
-from common.errors import MalformedBody, StoreUnavailable, UnknownModel
+from common.errors import MalformedBody, NotFound, StoreUnavailable, UnknownModel
 from common.jobs import JobEvent, JobRecord, JobSpec, Submitted
 from common.results import StoredResult
 from common.states import State
@@ -40,7 +40,7 @@ STOPPING = "this web process stops; send it again"
 @calls.post("/v1/chat/completions", include_in_schema=False)
 async def chat_completions(request: Request) -> Response:
     """Continue a conversation."""
-    asked = read(ChatAsked, await _body(request))
+    asked = read(ChatAsked, await body_of(request))
     call = await Call.made(request, [asked.job()])
     if call.answered:
         return call.answered
@@ -49,7 +49,7 @@ async def chat_completions(request: Request) -> Response:
         chunks = answered.ChatChunks(answered.Head.of(record, "chatcmpl"), asked.n or 1, asked.whole_usage)
         return ChunkStream(call, chunks)
     [found] = await call.results()
-    if not _answers(found):
+    if not answers(found):
         return failed(found.record, call.out())
     head = answered.Head.of(found.record, "chatcmpl")
     return answer(answered.chat(head, _output(found), found.record.usage), 200, call.out())
@@ -58,7 +58,7 @@ async def chat_completions(request: Request) -> Response:
 @calls.post("/v1/completions", include_in_schema=False)
 async def completions(request: Request) -> Response:
     """Continue texts."""
-    asked = read(CompletionAsked, await _body(request))
+    asked = read(CompletionAsked, await body_of(request))
     call = await Call.made(request, asked.jobs())
     if call.answered:
         return call.answered
@@ -68,7 +68,7 @@ async def completions(request: Request) -> Response:
         return ChunkStream(call, chunks)
     found = await call.results()
     for one in found:
-        if not _answers(one):
+        if not answers(one):
             return failed(one.record, call.out())
     usages = [one.record.usage for one in found]
     head = answered.Head.of(found[0].record, "cmpl")
@@ -79,11 +79,11 @@ async def completions(request: Request) -> Response:
 @calls.post("/v1/embeddings", include_in_schema=False)
 async def embeddings(request: Request) -> Response:
     """Vectors of texts."""
-    call = await Call.made(request, [read(EmbeddingsAsked, await _body(request)).job()])
+    call = await Call.made(request, [read(EmbeddingsAsked, await body_of(request)).job()])
     if call.answered:
         return call.answered
     [found] = await call.results()
-    if not _answers(found) or found.output is None:
+    if not answers(found) or found.output is None:
         return failed(found.record, call.out())
     return answer(answered.embeddings(found.record.model, found.output, found.record.usage), 200, call.out())
 
@@ -115,9 +115,7 @@ async def _heard(request: Request, task: Literal["transcribe", "translate"]) -> 
         return ChunkStream(call, audio.TranscriptChunks())
     [found] = await call.results()
     return (
-        audio.answered(found, asked.response_format, call.out())
-        if _answers(found)
-        else failed(found.record, call.out())
+        audio.answered(found, asked.response_format, call.out()) if answers(found) else failed(found.record, call.out())
     )
 
 
@@ -137,6 +135,7 @@ class Call:
     def __init__(self, here: Edge, request: Request, jobs: Sequence[tuple[JobSpec, Submitted]], stays: bool) -> None:
         self.here = here
         self.stays = stays  # whether the jobs outlive their caller
+        self.kept = True  # whether the jobs' records outlive their answer
         self.answered: Response | None = None
         self._request = request
         self._jobs = jobs
@@ -145,16 +144,26 @@ class Call:
     @classmethod
     async def made(cls, request: Request, bodies: list[dict[str, Any]]) -> Call:
         """Submit the jobs; with `Prefer: respond-async` that is all, and the call is answered."""
+        # All are checked before the first is accepted.
+        return await cls.of_specs(request, [await spec_of(body, edge(request).submitter) for body in bodies])
+
+    @classmethod
+    async def of_specs(cls, request: Request, specs: Sequence[JobSpec], stays: bool = False, kept: bool = True) -> Call:
+        """The same for jobs that are checked.
+
+        With `stays` they outlive their caller without being asked to; what is not to be `kept` is gone when it was
+        told, unless it has to be found again.
+        """
         here = edge(request)
         preferences = headers.preferences(request.headers, here.settings.wait_max_s)
         key = headers.idempotency_key(request.headers)
         large = len(await request.body()) > here.settings.inline_bytes
-        # All are checked before the first is accepted.
-        specs = [await spec_of(body, here.submitter) for body in bodies]
         keys = [f"{key}#{number}" if key and number else key for number in range(len(specs))]
         submits = (here.submitter.accept(spec, its_key, large) for spec, its_key in zip(specs, keys, strict=True))
         jobs = list(zip(specs, await asyncio.gather(*submits), strict=True))
-        return await cls._of(request, jobs, key, preferences)
+        call = await cls._of(request, jobs, stays or bool(key), preferences)
+        call.kept = kept or call.stays
+        return call
 
     @classmethod
     async def of_recording(cls, request: Request, body: dict[str, Any], recording: upload.Recording) -> Call:
@@ -162,17 +171,17 @@ class Call:
         preferences = headers.preferences(request.headers, edge(request).settings.wait_max_s)
         key = headers.idempotency_key(request.headers)
         job = await edge(request).submitter.submit(body, key, recording=recording)
-        return await cls._of(request, [job], key, preferences)
+        return await cls._of(request, [job], bool(key), preferences)
 
     @classmethod
     async def _of(
         cls,
         request: Request,
         jobs: Sequence[tuple[JobSpec, Submitted]],
-        key: str | None,
+        stays: bool,
         preferences: headers.Preferences,
     ) -> Call:
-        call = cls(edge(request), request, jobs, stays=bool(key) or preferences.respond_async)
+        call = cls(edge(request), request, jobs, stays or preferences.respond_async)
         if preferences.respond_async:
             record = await call.record()
             out = {"Location": location(record.id), "Preference-Applied": "respond-async", **RETRY_AFTER}
@@ -202,9 +211,22 @@ class Call:
     async def left(self) -> None:
         """The caller has gone, or has to come back."""
         if not self.stays:
+            end = self.here.queue.cancel if self.kept else self.here.queue.erase
             for _, submitted in self._jobs:
-                with contextlib.suppress(StoreUnavailable):
-                    await self.here.queue.cancel(submitted.id)
+                with contextlib.suppress(StoreUnavailable, NotFound):
+                    await end(submitted.id)
+
+    async def told(self) -> None:
+        """All that the answer will say is known: erase what is not to be kept, before the caller hears it."""
+        if not self.kept:
+            for _, submitted in self._jobs:
+                with contextlib.suppress(StoreUnavailable, NotFound):
+                    await self.here.queue.erase(submitted.id)
+
+    @property
+    def job_id(self) -> str:
+        """The id of the first job."""
+        return self._jobs[0][1].id
 
     async def _held(self, job_id: str) -> StoredResult:
         life_s = self.here.settings.default_ttl_s
@@ -240,7 +262,7 @@ class ChunkStream(follow.Stream):
                 await send(_piece(piece if started else self._chunks.first() + piece))
                 started = True
         found = await self._call.ended()
-        if _answers(found):
+        if answers(found):
             last = self._chunks.last(_output(found), found.record.usage)
         else:
             last = b"data: " + msgspec.json.encode(of_record(found.record)[1]) + b"\n\n"
@@ -255,14 +277,16 @@ def _piece(body: bytes) -> dict[str, Any]:
     return {"type": "http.response.body", "body": body, "more_body": True}
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def body_of(request: Request) -> dict[str, Any]:
+    """The request's body: one object."""
     body = await json_body(request)
     if isinstance(body, list):
         raise MalformedBody("it is a list; an object is expected")
     return body
 
 
-def _answers(found: StoredResult) -> bool:
+def answers(found: StoredResult) -> bool:
+    """Whether a job has ended with a result."""
     return found.record.status in (State.COMPLETED, State.INCOMPLETE)
 
 

@@ -6,6 +6,10 @@ import asyncio
 
 import pytest
 
+from common.errors import NotFound
+from common.jobs import JobResult
+from common.queue import Outcome
+from common.scripts import execute
 from common.states import TERMINAL, State
 from tests.conformance.world import QUEUE, MakeWorld, World, eventually
 
@@ -182,3 +186,50 @@ async def test_a_due_time_without_a_record_or_of_an_ended_job_is_swept_away(worl
     assert await world.redis.zcard(f"{world.prefix}due") == 0
     assert await world.state(ended) == "cancelled"
     assert await world.claim(5) == []
+
+
+@pytest.mark.parametrize("stand", [*LIVE, "completed"])
+async def test_an_erased_job_leaves_nothing_wherever_it_stood(world: World, stand: str) -> None:
+    if stand == "completed":
+        job_id = await world.submit()
+        job = await world.claim_one()
+        await world.emit(job, "one ", "two")
+        await world.commit(Outcome.done(job, job.seq + 2, JobResult({"text": "one two"})))
+    else:
+        job_id = await bring_to(world, stand)
+    await world.queue.erase(job_id)
+    for read in (world.results.record, world.results.whole, world.queue.cancel, world.queue.erase):
+        with pytest.raises(NotFound):
+            await read(job_id)
+    assert await world.redis.exists(world.job_key(job_id), f"{world.prefix}tokens:{job_id}") == 0
+    await nothing_is_left(world)
+
+
+async def test_the_worker_of_an_erased_job_is_told_and_can_write_nothing(world: World) -> None:
+    job_id = await world.submit()
+    job = await world.claim_one()
+    await world.emit(job, "one ")
+    await world.queue.erase(job_id)
+    assert await world.queue.next_stop(QUEUE, "worker-1") == job.lease
+    assert await world.emit(job, "two", start=job.seq + 1) == [job.lease]
+    assert await world.complete(job) == ["lost"]
+    assert await world.redis.exists(world.job_key(job_id), f"{world.prefix}tokens:{job_id}") == 0
+
+
+async def test_what_was_asked_and_its_result_go_from_the_blob_store_too(world: World) -> None:
+    long = "x" * (world.settings.inline_bytes + 1)
+    job_id = await world.submit(input={"prompt": long}, front={"kept": long})
+    _, work = await world.results.whole(job_id)
+    assert (work.input, work.front) == ({"prompt": long}, {"kept": long})
+    [reference] = await execute(world.redis, "HMGET", world.job_key(job_id), "work")
+    assert reference.startswith(b"@")
+    await world.queue.erase(job_id)
+    with pytest.raises(FileNotFoundError):
+        await world.queue.blobs.load(reference)
+
+
+async def test_a_retried_job_keeps_what_stands_in_front_of_it(world: World) -> None:
+    job_id = await world.submit(front={"kept": 1})
+    await world.queue.cancel(job_id)
+    _, work = await world.results.whole((await world.queue.retry(job_id)).id)
+    assert work.front == {"kept": 1}
