@@ -34,13 +34,14 @@ def document(record: JobRecord, front: dict[str, Any], output: dict[str, Any] | 
     status = status_of(record, output)
     items = [] if output is None else output_items(short_of(record.id), output, status)
     done = status == "completed" and record.finished_at is not None
+    usage = usage_of(record) if output is not None else None
     return {
         **snapshot(record, front, status),
         "completed_at": int(record.finished_at or 0) if done else None,
         "error": _error(record) if status == "failed" else None,
         "incomplete_details": TOO_LONG if status == "incomplete" else None,
         "output": items,
-        "usage": usage_of(record) if output is not None else None,
+        **({"usage": usage} if usage else {}),  # OpenAI's schema has no null here
     }
 
 
@@ -57,7 +58,6 @@ def snapshot(record: JobRecord, front: dict[str, Any], status: str) -> dict[str,
         "metadata": record.metadata,
         "model": record.model,
         "output": [],
-        "usage": None,
         **front["response"],
     }
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-import msgspec
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from common.catalogue import Model
 from common.errors import InvalidField
-from common.jobs import JobSpec
 from producer.explain import Invalid
 from producer.openai.asked import LANES, SERVED, Tier, Unsupported, user_of
 from producer.openai.responses.items import Item, messages_of, read_items
@@ -25,6 +23,7 @@ SAME = (
     "temperature", "top_p", "presence_penalty", "frequency_penalty", "stop", "seed",
     "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos",
 )  # fmt: skip
+IDENTIFIERS = ("prompt_cache_key", "safety_identifier", "user")
 LOGPROBS = "message.output_text.logprobs"
 Included = Literal["message.output_text.logprobs", "message.input_image.image_url", "reasoning.encrypted_content"]
 TOOL_CHOICE = 'auto, none, required or {"type": "function", "name"}'
@@ -168,16 +167,17 @@ class ResponseAsked(_Part):
     def _echo(self, defaults: dict[str, Any]) -> dict[str, Any]:
         text = self.text or Text()
         reasoning = self.reasoning or Reasoning()
+        # These have no null in OpenAI's schema.
+        given = {name: value for name in IDENTIFIERS if (value := getattr(self, name)) is not None}
         return {
+            **given,
             "background": self.background or False,
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens,
             "max_tool_calls": self.max_tool_calls,
             "parallel_tool_calls": self.parallel_tool_calls is not False,
             "previous_response_id": self.previous_response_id,
-            "prompt_cache_key": self.prompt_cache_key,
             "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary},
-            "safety_identifier": self.safety_identifier,
             "service_tier": SERVED[LANES[self.service_tier or "auto"]],
             "store": self.stored,
             "temperature": defaults.get("temperature", 1.0) if self.temperature is None else self.temperature,
@@ -187,13 +187,7 @@ class ResponseAsked(_Part):
             "top_logprobs": self.top_logprobs or 0,
             "top_p": defaults.get("top_p", 1.0) if self.top_p is None else self.top_p,
             "truncation": self.truncation or "disabled",
-            "user": self.user,
         }
-
-
-def with_front(spec: JobSpec, front: dict[str, Any]) -> JobSpec:
-    """The job with what is kept with it."""
-    return msgspec.structs.replace(spec, front=front)
 
 
 def renamed(error: InvalidField) -> InvalidField:

@@ -11,17 +11,17 @@ from fastapi.responses import Response
 from starlette.types import Send
 
 from common.errors import InvalidField, NotFound
-from common.jobs import JobEvent, JobSpec
+from common.jobs import JobEvent
 from common.results import StoredResult
 from producer import follow
 from producer.direct import Direct
 from producer.openai.asked import read
 from producer.openai.errors import failed
 from producer.openai.responses import answered, stored
-from producer.openai.responses.asked import ResponseAsked, renamed, with_front
+from producer.openai.responses.asked import ResponseAsked
+from producer.openai.responses.specs import job_spec
 from producer.openai.responses.streamed import EventsGone, ResponseEvents
 from producer.openai.routes import Call, answers, body_of
-from producer.openai.specs import spec_of
 from producer.record import answer
 from producer.routes import Edge, edge
 
@@ -36,8 +36,9 @@ Includes = Annotated[list[str] | None, Query(alias="include")]
 @calls.post("/v1/responses", include_in_schema=False)
 async def create(request: Request) -> Response:
     """Answer a conversation, now or in the background."""
+    here = edge(request)
     asked = read(ResponseAsked, await body_of(request))
-    spec = await job_spec(edge(request), asked)
+    spec = await job_spec(asked, here.submitter, here.results)
     call = await Call.of_specs(request, [spec], stays=bool(asked.background), kept=asked.stored)
     if call.answered:
         return call.answered
@@ -52,18 +53,6 @@ async def create(request: Request) -> Response:
     if not answers(found):
         return failed(found.record, call.out())
     return answer(answered.response(found, spec.front), 200, call.out())
-
-
-async def job_spec(here: Edge, asked: ResponseAsked) -> JobSpec:
-    """The checked job of a request, with what is kept to tell of it; raises any error that has a row in `PROBLEMS`."""
-    earlier = asked.previous_response_id
-    items = asked.items(await stored.conversation(here.results, earlier) if earlier else [])
-    model = here.catalogue.get("generation", asked.model)
-    try:
-        spec = await spec_of(asked.job(asked.messages(items)), here.submitter)
-    except InvalidField as error:
-        raise renamed(error) from None
-    return with_front(spec, asked.front(items, model))
 
 
 @router.get("/v1/responses/{response_id}", include_in_schema=False)
