@@ -114,7 +114,7 @@ def test_a_conversation_goes_on_without_being_sent_again(client: openai.OpenAI) 
 
 
 def test_a_conversation_without_room_loses_its_oldest_turns_when_asked_to(client: openai.OpenAI) -> None:
-    told: Any = [{"role": "user", "content": f"{n} " + "word " * 200} for n in range(9)] + [
+    told: Any = [{"role": "user", "content": f"{n} " + "word " * 50} for n in range(9)] + [
         {"role": "user", "content": ASKED}
     ]
     asked: Any = {"model": "demo", "input": told, "max_output_tokens": 8}
