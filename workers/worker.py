@@ -297,6 +297,8 @@ class Worker(ArqWorker):
             await self._alone(run)
         if job.raw.startswith(b"@"):
             job = msgspec.structs.replace(job, raw=await self.queue.blobs.load(job.raw))
+        elif len(job.raw) > self.settings.max_body_bytes:  # no submit of ours leaves so much in Redis
+            raise JobFailed("unreadable", f"the stored job cannot be read: it has {len(job.raw)} bytes")
         try:
             spec = job.spec
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
