@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from contextlib import suppress
 from typing import Any, Literal, get_args
 
@@ -215,12 +216,11 @@ class Outbox:
             pipe = self.redis.pipeline(transaction=False)
             pipe.zcard(f"{prefix}outbox")
             pipe.zrange(f"{prefix}outbox", 0, 0, withscores=True)
-            pipe.time()
             pipe.hgetall(f"{prefix}outbox:counts")
-            waiting, first, (seconds, _), some = await self._call(pipe.execute())
+            waiting, first, some = await self._call(pipe.execute())
             pending += waiting
             if first:
-                oldest = max(oldest, seconds - first[0][1] / 1000)
+                oldest = max(oldest, time.time() - first[0][1] / 1000)
             for name, value in some.items():
                 counts[name.decode()] = counts.get(name.decode(), 0) + int(value)
         return Standing(pending, oldest, counts)

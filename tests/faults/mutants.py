@@ -26,6 +26,8 @@ NETWORK = "tests/faults/test_network.py"
 BOUNDS = "tests/faults/test_bounds.py"
 REDIS = "tests/faults/test_redis_killed.py"
 BATCHES = "tests/faults/test_batches.py"
+WEBHOOKS = "tests/faults/test_webhooks.py"
+EGRESS = "tests/delivery/test_egress.py"
 LOST = "tests/faults/test_lost_replies.py::test_replies_lost_at_random_leave_no_job_behind_and_double_nothing"
 RECOVERY = (
     "tests/faults/test_killed_processes.py::"
@@ -309,6 +311,77 @@ MUTANTS = (
         "redis.call('PEXPIRE', key, RETENTION_MS, 'NX')",
         "redis.call('PEXPIRE', key, RETENTION_MS)",
         "tests/conformance/test_submit.py::test_a_record_that_must_be_kept_outlives_its_retention",
+    ),
+    Mutant(
+        "webhooks: the script that stores a result writes no outbox entry",
+        "common/lua/committing.lua",
+        "  tell(id, code, history)\n",
+        "",
+        f"{WEBHOOKS}::test_every_end_is_told_though_workers_and_delivery_workers_are_killed_all_the_time",
+    ),
+    Mutant(
+        "webhooks: what a scheduler ends is not told",
+        "common/lua/job.lua",
+        "  tell(id, code, history)\n  close(",
+        "  close(",
+        "tests/conformance/test_outbox.py::test_every_end_of_a_job_with_a_webhook_is_told",
+    ),
+    Mutant(
+        "webhooks: a delivery is taken without a lease",
+        "common/lua/deliver.lua",
+        "redis.call('ZADD', P .. 'outbox', LEASE_UNTIL, name)",
+        "redis.call('ZREM', P .. 'outbox', name)",
+        f"{WEBHOOKS}::test_a_delivery_worker_that_dies_after_its_post_leads_to_the_same_event_again",
+    ),
+    Mutant(
+        "webhooks: a delivery worker whose lease has ended settles all the same",
+        "common/lua/settle.lua",
+        "if redis.call('HGET', key, 'claims') ~= ARGV[2] then return 0 end",
+        "",
+        "tests/conformance/test_outbox.py::test_a_worker_whose_lease_has_ended_settles_nothing",
+    ),
+    Mutant(
+        "webhooks: a host's addresses are looked up and checked once, not at each attempt",
+        "common/egress.py",
+        "addresses = [target.address] if target.address else await self._resolve(target.host, target.port)",
+        "addresses = self.__dict__.setdefault(target.host, [target.address] if target.address else "
+        "await self._resolve(target.host, target.port))",
+        "tests/delivery/test_delivery.py::test_an_attempt_is_checked_anew_each_time",
+    ),
+    Mutant(
+        "webhooks: one good address of a host is enough",
+        "common/egress.py",
+        "self.destinations.check(target, addresses)",
+        "self.destinations.check(target, addresses[:1])",
+        f"{EGRESS}::test_a_name_that_leads_to_such_an_address_is_not_connected_to",
+    ),
+    Mutant(
+        "webhooks: whoever connects does not check",
+        "common/egress.py",
+        'self._destinations.check(Target("https", host, port, "/", None), [address_of(host)])',
+        "address_of(host)",
+        f"{EGRESS}::test_whoever_connects_checks_once_more",
+    ),
+    Mutant(
+        "webhooks: is_global is believed",
+        "common/destinations.py",
+        "return address.is_global and not any(address in network for network in DENIED)",
+        "return address.is_global",
+        "tests/unit/test_destinations.py::test_an_address_that_is_not_one_public_host_is_not_public",
+    ),
+    Mutant(
+        "webhooks: redirects are followed",
+        "common/egress.py",
+        "follow_redirects=False",
+        "follow_redirects=True",
+        "tests/delivery/test_delivery.py::test_a_redirect_is_not_followed",
+    ),
+    Mutant(
+        "webhooks: an answer is read to its end",
+        "common/egress.py",
+        "MOST_READ = 65_536",
+        "MOST_READ = 10**12",
+        f"{EGRESS}::test_of_a_gigabyte_little_is_read",
     ),
 )
 

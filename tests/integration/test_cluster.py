@@ -15,10 +15,14 @@ from redis.crc import key_slot
 
 import workers.worker
 from common import cluster
+from common.egress import Reply
+from common.endpoints import Endpoint, Endpoints, Secret
 from common.errors import JobFailed, StoreUnavailable
-from common.jobs import ClaimedJob
+from common.jobs import ClaimedJob, JobSpec
+from common.outbox import Outbox
 from common.settings import Settings
 from common.states import State
+from common.webhooks import Hook, new_secret
 from ops.check import examine
 from ops.embedded_redis import RedisUnavailable, find_running
 from tests.redis_server import free_port
@@ -379,3 +383,31 @@ def test_an_argument_with_braces_is_not_taken_for_a_key_of_a_script() -> None:
     assert cluster.slot_of(("EVAL", "return {1}", 2, prefix, f"{prefix}:")) == key_slot(prefix.encode())
     assert cluster.slot_of(("XREAD", "BLOCK", 10, "STREAMS", f"{prefix}events", "$")) == key_slot(prefix.encode())
     assert cluster.slot_of(("PING",)) is None
+
+
+async def test_ends_are_told_from_every_shard(place: Place) -> None:
+    endpoints, outbox = Endpoints(place.queue.redis, place.settings), Outbox(place.queue.redis, place.settings)
+
+    def made(endpoint_id: str, now: float) -> Endpoint:
+        some = (Secret(new_secret()),)
+        url = "https://example.org/"
+        return Endpoint(id=endpoint_id, user="ann", url=url, secrets=some, created_at=now, updated_at=now)
+
+    one = await endpoints.create(made, "ann")
+    await endpoints.repair()
+    assert await endpoints.all() == [one]
+    hook = Hook("https://example.org/own")
+    specs = [JobSpec(kind="work", model=f"m{i}", input={}, user="ann", hook=hook) for i in range(12)]
+    jobs = [submitted.id for submitted in await place.queue.submit_many(specs)]
+    for job in jobs:
+        await place.queue.cancel(job)
+    assert (await outbox.standing()).pending == 24
+    taken = [
+        delivery for prefix in place.queue.keys.prefixes() for delivery in (await outbox.due(prefix, 50)).deliveries
+    ]
+    assert {delivery.job for delivery in taken} == set(jobs)
+    for delivery in taken:
+        assert await outbox.settle(delivery, "delivered", Reply(at=1, took_ms=1, status=200))
+    page = await outbox.page(status="delivered", limit=20)
+    rest = await outbox.page(status="delivered", after=page.next)
+    assert len({delivery.id for delivery in [*page.deliveries, *rest.deliveries]}) == 24
