@@ -8,7 +8,7 @@ JARVIS_VENV ?= .venv
 export JARVIS_VENV
 BIN := $(JARVIS_VENV)/bin
 PYTHON := $(BIN)/python
-# What `make bench` measures: queue, latency, submit, flat, fault, generation or embedding.
+# What `make bench` measures: `python -m ops.bench --help` lists it.
 BENCH ?= queue
 # Scaling as in honcho: make run SCALE=generation=2,web=2
 SCALE ?=
@@ -45,7 +45,7 @@ mutants: setup ## break 48 promises on purpose, one at a time; each must fail it
 soak: setup ## 30 minutes of random faults under load, counted by a ledger (ARGS="--minutes 3 --seed 1 --json FILE")
 	$(PYTHON) -m tests.faults.soak $(ARGS)
 
-bench: setup ## measure (BENCH=queue|latency|submit|flat|fault|generation|embedding, ARGS="--json FILE")
+bench: setup ## measure (BENCH=queue|latency|submit|flat|fault|generation|chat|embedding|batch, ARGS="--json FILE")
 	$(PYTHON) -m ops.bench $(BENCH) $(ARGS)
 
 lock: setup ## resolve ops/requirements.lock anew

@@ -13,6 +13,7 @@ from typing import Any
 from common.errors import JarvisError
 from ops.bench import (
     batch,
+    chat,
     embedding,
     fault,
     flat,
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, tuple[Any, str]] = {
         "SIGKILL to the worker in the middle: seconds until its jobs run again, jobs lost, jobs run twice",
     ),
     "generation": (generation, "tokens/s and time to first token: engine alone, whole API, vLLM's own server"),
+    "chat": (chat, "one token waited for beside vLLM's own server; 500 readers of one web process"),
     "embedding": (embedding, "texts/s: one call of the engine alone, jobs through the API, vLLM's own pooling server"),
     "batch": (batch, "callers who wait for vectors, alone and beside a batch: p50, p99; the batch's lines/s"),
     "quantization": (quantization, "a model and quantized copies of it: tokens/s, memory, perplexity, agreement"),

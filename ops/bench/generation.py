@@ -92,7 +92,7 @@ def _places(
     places["openai"] = loads.Completions(port, model.alias)
     if not options.no_server:
         print("starting vLLM's own server", flush=True)
-        places["server"] = loads.Completions(stack.enter_context(_server(model, folder)).port, model.alias)
+        places["server"] = loads.Completions(stack.enter_context(server_of(model, folder)).port, model.alias)
     return places
 
 
@@ -179,7 +179,8 @@ def _set(file: Path, name: str, value: Any) -> None:
         file.write_text(json.dumps({**document, name: value}), encoding="utf-8")
 
 
-def _server(model: Model, folder: Path) -> contextlib.AbstractContextManager[VllmServer]:
+def server_of(model: Model, folder: Path) -> contextlib.AbstractContextManager[VllmServer]:
+    """vLLM's own server with the settings of our engine."""
     own = {"model": model.weights_path(), "served_model_name": model.alias, "max_model_len": model.max_model_len}
     return vllm_server({**own, **ARGUMENTS, **model.engine_options}, folder)
 
