@@ -30,14 +30,13 @@ Payload = Literal["thin", "full"]
 
 
 class Hook(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where one job's end is told. `subject` and `id` are what ended in its reader's eyes, if not the job itself."""
+    """Where one job's end is told. `subject` is what ended in its reader's eyes, if not the job itself."""
 
     url: str | None = None
     secret: str = ""
     events: tuple[str, ...] | None = None  # None: whatever the end is
     payload: Payload = "thin"
     subject: Literal["response"] | None = None
-    id: str | None = None
 
     def __repr__(self) -> str:
         return f"Hook({self.payload})"

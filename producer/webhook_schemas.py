@@ -13,6 +13,7 @@ WEEK_S = 7 * 86_400
 USER = r"^[A-Za-z0-9_.@:-]{1,64}$"
 KINDS = ", ".join(EVENT_TYPES)
 JOB_EVENTS = tuple(kind for kind in EVENT_TYPES if not kind.startswith("batch."))
+RESPONSE_EVENTS = tuple(kind for kind in EVENT_TYPES if kind.startswith("response."))
 BATCH_EVENTS = tuple(kind for kind in EVENT_TYPES if kind.startswith("batch."))
 ENDS = ", ".join(JOB_EVENTS)
 
@@ -85,6 +86,15 @@ class BatchWebhook(_Webhook):
 
     payload: Literal["thin"] | None = None
     events: Annotated[list[str], _of(BATCH_EVENTS)] | None = Field(None, min_length=1, max_length=len(BATCH_EVENTS))
+
+
+class ResponseWebhook(_Webhook):
+    """Where the end of one response is told."""
+
+    payload: Literal["thin"] | None = None
+    events: Annotated[list[str], _of(RESPONSE_EVENTS)] | None = Field(
+        None, min_length=1, max_length=len(RESPONSE_EVENTS)
+    )
 
 
 class NewEndpoint(Strict):

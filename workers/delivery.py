@@ -198,9 +198,10 @@ class Deliverer:
             with suppress(FileNotFoundError):
                 return await self.outbox.blobs.load(delivery.body)
         thin: dict[str, Any] = {"id": delivery.subject}
-        if delivery.job == delivery.subject:
+        own = delivery.job == delivery.subject  # OpenAI's own events, of responses and batches, are thin
+        if own:
             thin |= {"object": "job", "status": delivery.type.partition(".")[2]}
-        data = (await self._full(delivery) or thin) if receiver.full and delivery.job else thin
+        data = (await self._full(delivery) or thin) if receiver.full and own else thin
         body = event_body(delivery.event, delivery.type, delivery.at_ms, data)
         if len(body) > self.settings.webhook_body_bytes:
             return event_body(delivery.event, delivery.type, delivery.at_ms, thin)

@@ -193,8 +193,9 @@ local function tell(id, code, history)
   local found = redis.call('HMGET', P .. 'job:' .. id, 'ticket', 'hook')
   local hook, state = brought and cjson.decode(found[2]) or {}, STATES[code]
   if hook.subject and code == 'e' then state = 'failed' end -- OpenAI's responses do not expire
-  announce(string.sub(id, 5), (hook.subject or 'job') .. '.' .. state, of_ticket(found[1]).user, found[2],
-    {'job', id, 'subject', hook.id or id})
+  local short = string.sub(id, 5)
+  announce(short, (hook.subject or 'job') .. '.' .. state, of_ticket(found[1]).user, found[2],
+    {'job', id, 'subject', hook.subject and 'resp_' .. short or id})
 end
 
 -- What every terminal move does beside writing the state.

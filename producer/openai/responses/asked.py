@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from common.catalogue import Model
 from common.errors import InvalidField
+from common.webhooks import Hook
 from producer.explain import Invalid
 from producer.openai.asked import LANES, SERVED, Tier, Unsupported, user_of
 from producer.openai.responses.items import Item, messages_of, read_items
 from producer.schemas import Metadata
+from producer.webhook_schemas import ResponseWebhook
 
 #: Sampling parameters of a job that have the same name here; all but the first two are vLLM's.
 SAME = (
@@ -116,6 +119,7 @@ class ResponseAsked(_Part):
     repetition_penalty: Any = None
     min_tokens: Any = None
     ignore_eos: Any = None
+    webhook: ResponseWebhook | None = None  # ours: where its end is told
     access_programs: Unsupported = None
     background_options: Unsupported = None
     context_management: Unsupported = None
@@ -159,6 +163,13 @@ class ResponseAsked(_Part):
         """What the model sees."""
         first = [{"role": "system", "content": self.instructions}] if self.instructions else []
         return first + messages_of(items)
+
+    @property
+    def hook(self) -> Hook | None:
+        """How its end is told: one in the background, as OpenAI does it, to standing endpoints too."""
+        if self.webhook:
+            return msgspec.structs.replace(self.webhook.hook(), subject="response")
+        return Hook(subject="response") if self.background else None
 
     def front(self, items: list[Item], model: Model) -> dict[str, Any]:
         """What is kept with the job: the response as far as it is known now, and its conversation."""

@@ -11,7 +11,7 @@ from producer.openai.responses import stored
 from producer.openai.responses.asked import ResponseAsked, renamed
 from producer.openai.responses.truncated import fitting
 from producer.openai.specs import spec_of
-from producer.submit import Submitter
+from producer.submit import Submitter, check_webhook_url
 
 
 async def job_spec(asked: ResponseAsked, submitter: Submitter, results: Results) -> JobSpec:
@@ -26,4 +26,6 @@ async def job_spec(asked: ResponseAsked, submitter: Submitter, results: Results)
         spec = await spec_of(asked.job(turns), submitter)
     except InvalidField as error:
         raise renamed(error) from None
-    return msgspec.structs.replace(spec, front=asked.front(items, model))
+    if asked.webhook:
+        check_webhook_url(submitter.destinations, "webhook.url", asked.webhook.url)
+    return msgspec.structs.replace(spec, front=asked.front(items, model), hook=asked.hook)
