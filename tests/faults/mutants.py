@@ -26,6 +26,8 @@ NETWORK = "tests/faults/test_network.py"
 BOUNDS = "tests/faults/test_bounds.py"
 REDIS = "tests/faults/test_redis_killed.py"
 BATCHES = "tests/faults/test_batches.py"
+HOSTILE = "tests/faults/test_hostile.py"
+TRUST = "tests/faults/test_trust.py"
 WEBHOOKS = "tests/faults/test_webhooks.py"
 EGRESS = "tests/delivery/test_egress.py"
 LOST = "tests/faults/test_lost_replies.py::test_replies_lost_at_random_leave_no_job_behind_and_double_nothing"
@@ -382,6 +384,27 @@ MUTANTS = (
         "MOST_READ = 65_536",
         "MOST_READ = 10**12",
         f"{EGRESS}::test_of_a_gigabyte_little_is_read",
+    ),
+    Mutant(
+        "a body without a length is read to its end",
+        "producer/guard.py",
+        'limit = self._form_limit(scope["path"]) if _is_form(headers) else self.max_body_bytes',
+        "limit = 2**40",
+        f"{HOSTILE}::test_14_a_gigabyte_without_a_length_and_a_gzip_bomb_are_cut_off_early",
+    ),
+    Mutant(
+        "what is wrong with an address is the server's mistake",
+        "producer/problems.py",
+        "app.add_exception_handler(RequestValidationError, _on_invalid_parameters)",
+        "app.add_exception_handler(RequestValidationError, _on_http_error)",
+        f"{HOSTILE}::test_14_thousands_of_hostile_requests_get_no_5xx_and_leave_the_web_process_as_it_was",
+    ),
+    Mutant(
+        "a record of any size is run",
+        "workers/worker.py",
+        "elif len(job.raw) > self.settings.max_body_bytes:",
+        "elif False:",
+        f"{TRUST}::test_15_what_is_forged_in_redis_is_never_run_and_costs_no_process",
     ),
 )
 

@@ -37,6 +37,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "chat", "prompt": "count", "max_tokens": 1},
     "/v1/embeddings": {"model": "vectors", "input": "count"},
     "/v1/batches": {"input_file_id": "file-1", "endpoint": "/v1/embeddings", "completion_window": "24h"},
+    "/v1/responses": {"model": "chat", "input": "count", "max_output_tokens": 1, "background": True},
+    "/v1/webhook_endpoints": {"url": "https://example.org/hook", "name": "a", "event_types": ["response.completed"]},
     "/v1/audio/transcriptions": {"model": "ears", "response_format": "json"},
     "/v1/files": {"purpose": "batch"},
 }
@@ -45,6 +47,7 @@ JOB, FILE, BATCH = "/v1/jobs/{}", "/v1/files/{}", "/v1/batches/{}"
 LOOKS = (
     "/v1/jobs", JOB, f"{JOB}/result", f"{JOB}/events", "/v1/models/{}", "/v1/workers", "/v1/queues", "/v1/parked",
     "/v1/files", FILE, f"{FILE}/content", "/v1/batches", BATCH, f"{BATCH}/events",
+    "/v1/responses/{}", "/v1/responses/{}/input_items", "/v1/webhook_endpoints", "/v1/webhook_endpoints/{}",
 )  # fmt: skip
 FIELDS = """kind model input params priority user metadata delay_s run_at ttl_s messages prompt max_tokens stream n stop
     seed temperature response_format tools tool_choice logprobs service_tier encoding_format dimensions endpoint webhook
