@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -76,11 +77,11 @@ async def _round(running: Formation, options: argparse.Namespace, number: int) -
 
 async def _waited(running: Formation, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """Calls at a steady rate, each sent when it is due whether the earlier ones are answered or not."""
-    idle: list[Connection] = []
+    idle: deque[Connection] = deque()  # used in turn, so that none is idle for so long that the server closes it
     taken_ms: list[float] = []
 
     async def call(text: str, due: float) -> None:
-        connection = idle.pop() if idle else await Connection(running.port).__aenter__()
+        connection = idle.popleft() if idle else await Connection(running.port).__aenter__()
         await connection.call("POST", "/v1/embeddings", {"model": options.model, "input": text})
         taken_ms.append(1000 * (time.perf_counter() - due))
         idle.append(connection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 
@@ -22,6 +23,9 @@ from producer.batches.runner import Runner
 from producer.batches.stretches import Tools
 from producer.submit import Submitter
 
+#: Whoever waits for an answer goes first, on the processor too.
+NICE = 5
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
@@ -33,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     except JarvisError as error:
         print(f"batches: {error}", file=sys.stderr)
         return 1
+    os.nice(NICE)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     uvloop.run(run(settings, catalogue))
     return 0

@@ -37,6 +37,9 @@ log = logging.getLogger("jarvis.batches")
 MOST_CLAIMS = 10
 #: How often a batch's jobs are looked at; the pause grows while nothing ends.
 LOOK_S, LONGEST_LOOK_S = 0.05, 0.25
+#: Jobs go to the queue as fast as they end, and a little faster: a worker that is given hundreds at once is busy with
+#: taking them while somebody waits for an answer.
+AT_ONCE = 8
 
 
 class Lost(JarvisError):
@@ -68,6 +71,7 @@ class Run:
         self._lease_s = tools.settings.lease_s
         self._seen: Seen | None = None
         self._open: dict[int, OpenStretch] = {}
+        self._pace = AT_ONCE  # jobs that are submitted between two looks
         self._looked = False  # until then an earlier owner knew better what has ended
         self._telling = asyncio.Lock()  # a stretch's lines are counted as under way or as stored, never as both
 
@@ -184,10 +188,12 @@ class Run:
                     del self._open[number]
                     left.append(number)
                 self._looked = True
+                ended = before - sum(len(one.running) for one in self._open.values())
+                waiting = any(one.waiting for one in self._open.values())
+                self._pace = max(AT_ONCE, 2 * ended)
                 for one in [one for one in self._open.values() if not one.running]:
                     await self._store(batch, one, None)
-                quiet = sum(len(one.running) for one in self._open.values()) == before
-                pause_s = min(LONGEST_LOOK_S, pause_s * 2) if quiet else LOOK_S
+                pause_s = LOOK_S if ended or waiting else min(LONGEST_LOOK_S, pause_s * 2)
                 if self._open:
                     await asyncio.sleep(pause_s)
             ending = BatchState.COMPLETED
@@ -203,9 +209,10 @@ class Run:
             number = left.pop()
             self._open[number] = await stretches.opened(self.tools, batch, number, plan[number], self._left_s)
             room -= plan[number].jobs
+        left_now = self._pace
         for one in self._open.values():
             self._lives()  # a job that is submitted by who lost the batch could be one that has been collected
-            await stretches.submit(self.tools, one)
+            left_now -= await stretches.submit(self.tools, one, left_now)
 
     async def _store(self, batch: Batch, one: OpenStretch, reason: BatchState | None) -> None:
         collected: Collected = await stretches.collect(self.tools, batch, one, reason)

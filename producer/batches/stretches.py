@@ -125,17 +125,21 @@ def _job_id(queue: Queue, batch: Batch, line: int, place: int, spec: JobSpec) ->
     return line_job_id(queue.keys.shard_of_queue(spec.queue), batch.id, line, place)
 
 
-async def submit(tools: Tools, stretch: OpenStretch) -> None:
-    """Submit what waits; what the queue has no room for waits on. Raises StoreUnavailable."""
-    if not stretch.waiting:
-        return
-    ids, specs = zip(*stretch.waiting, strict=True)
+async def submit(tools: Tools, stretch: OpenStretch, most: int) -> int:
+    """Submit so many of what waits; returns how many were tried. What the queue has no room for waits on.
+
+    Raises StoreUnavailable.
+    """
+    some, later = stretch.waiting[:most], stretch.waiting[most:]
+    if not some:
+        return 0
+    ids, specs = zip(*some, strict=True)
     answers = await tools.queue.submit_each(specs, (), ids)
     for answer in answers:
         if isinstance(answer, JarvisError) and not isinstance(answer, QueueFull):
             raise answer
-    refused = [one for one, answer in zip(stretch.waiting, answers, strict=True) if isinstance(answer, QueueFull)]
-    stretch.waiting = refused
+    stretch.waiting = [one for one, answer in zip(some, answers, strict=True) if isinstance(answer, QueueFull)] + later
+    return len(some)
 
 
 async def look(tools: Tools, stretches: Sequence[OpenStretch]) -> set[int]:

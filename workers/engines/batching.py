@@ -6,7 +6,8 @@ text is tokenised once, when it comes: its tokens bound the batch, go into the m
 never waits for company unless `batch_wait_ms` says how long it may.
 
 Calls of the low lane let the others go first. While others come, low groups are small and leave one thread free, so
-that whoever waits finds one; but after so many batches of the others, a low group goes through.
+that whoever waits finds one; but after so many batches of the others, a low group goes through. On Linux the threads of
+low groups are niced as well: on a CPU they get what the others, web and Redis leave.
 
 On a CPU each core runs a group of its own. All cores on one group would meet at the end of every operation, where the
 one that web or Redis was given holds up the others.
@@ -17,6 +18,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +52,7 @@ LOW_YIELDS_S = 2.0
 LOW_PART = 4
 #: Batches of the others after which a low group goes through, however many wait.
 LOW_PASSED = 16
+LOW_NICE = 10
 #: More characters than this are tokenised beside the event loop: they take longer than a millisecond.
 INLINE_CHARACTERS = 4_000
 
@@ -125,6 +129,7 @@ class BatchingEngine(ABC):
         self._came = asyncio.Event()
         self._encoder: Encoder | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._low_pool: ThreadPoolExecutor | None = None
         self._batcher: asyncio.Task[None] | None = None
         self._groups: set[asyncio.Task[None]] = set()  # in the pool
         self._yield_until = 0.0  # low calls leave room for others (CLOCK_MONOTONIC, s)
@@ -138,6 +143,7 @@ class BatchingEngine(ABC):
         self._encoder = encoder = await asyncio.to_thread(self.load)
         check_weights(self.model, encoder)
         self._pool = ThreadPoolExecutor(encoder.threads, "embedding", encoder.enter_thread)
+        self._low_pool = ThreadPoolExecutor(encoder.threads, "low", _enter_low_thread, (encoder,))
         self._batcher = asyncio.create_task(self._batch_for_ever(encoder))
 
     async def stop(self) -> None:
@@ -147,9 +153,10 @@ class BatchingEngine(ABC):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        self._encoder = self._pool = self._batcher = None
+        for pool in (self._pool, self._low_pool):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+        self._encoder = self._pool = self._low_pool = self._batcher = None
 
     async def restart(self) -> None:
         """Load the model again if the batcher is gone."""
@@ -296,7 +303,8 @@ class BatchingEngine(ABC):
         if not group:
             return
         try:
-            vectors = await self._encode([call.texts[index] for call, index in group])
+            pool = self._low_pool if group[0][0].low else self._pool
+            vectors = await self._encode([call.texts[index] for call, index in group], pool)
         except Exception as error:  # noqa: BLE001 - a backend raises anything; it is one call's fault
             await self._blame(group, error)
             return
@@ -318,10 +326,16 @@ class BatchingEngine(ABC):
             code, told = "out_of_memory", f"{what} ({told})"
         calls[0].fail(JobFailed(code, told, retryable=not bad_input))
 
-    async def _encode(self, texts: list[Text]) -> Vectors:
+    async def _encode(self, texts: list[Text], pool: ThreadPoolExecutor | None) -> Vectors:
         assert self._encoder is not None, "set at start"
         ids, mask = padded(texts, self._encoder.pad_id)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._encoder.encode, ids, mask)
+        return await asyncio.get_running_loop().run_in_executor(pool, self._encoder.encode, ids, mask)
+
+
+def _enter_low_thread(encoder: Encoder) -> None:
+    if sys.platform == "linux":  # elsewhere a thread has no niceness of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_NICE)
+    encoder.enter_thread()
 
 
 def cores() -> int:
