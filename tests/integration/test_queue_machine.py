@@ -31,11 +31,13 @@ from hypothesis.stateful import (
 )
 
 from common import scripts
+from common.endpoints import Endpoint, Endpoints, Secret
 from common.errors import IdempotencyMismatch, NotAllowedNow
 from common.jobs import LANES, ClaimedJob, JobError, encode, parse_history
 from common.queue import Event, Key, Outcome
 from common.settings import Settings
 from common.states import TERMINAL, TRANSITIONS, State
+from common.webhooks import Hook
 from tests.conformance.world import QUEUE, World, spec
 
 EXAMPLES = int(os.environ.get("QUEUE_MACHINE_EXAMPLES", "60"))
@@ -46,6 +48,7 @@ HOUR_MS = 3_600_000
 #: Making a failing example smaller takes minutes; the example as it was found is mostly readable.
 PHASES = [Phase.explicit, Phase.generate] + [Phase.shrink] * ("QUEUE_MACHINE_SHRINK" in os.environ)
 ERROR = encode(JobError("x", "y"))
+HOOK = Hook("https://example.org/")
 
 T = TypeVar("T")
 users = st.sampled_from(["ada", "bob", "eve"])
@@ -83,6 +86,14 @@ class Delivery:
     seq: int
 
 
+def eves(endpoint_id: str, now: float) -> Endpoint:
+    """An endpoint of everything that `eve` does."""
+    secrets = (Secret("whsec_" + "A" * 32),)
+    return Endpoint(
+        id=endpoint_id, user="eve", url="https://example.org/", secrets=secrets, created_at=now, updated_at=now
+    )
+
+
 def picked(pool: list[T], place: int) -> T:
     """One of a list that is not empty."""
     return pool[place % len(pool)]
@@ -106,6 +117,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.deliveries: list[Delivery] = []
         self.keys: dict[tuple[str, int], tuple[str, str]] = {}
         self.requests: dict[str, int] = {}
+        self.endpoint = self.wait_for(Endpoints(self.world.redis, made).create(eves, "eve"))
         for user in ("ada", "bob"):
             self.submit(user, "normal", False, 3, 2)
 
@@ -147,8 +159,14 @@ class QueueMachine(RuleBasedStateMachine):
 
     def submit(self, user: str, lane: str, delayed: bool, count: int, tries: int) -> None:
         """Accept some jobs."""
-        more = {"user": user, "priority": lane, "delay_s": 3600.0 if delayed else None, "max_attempts": tries}
+        more: dict[str, Any] = {
+            "user": user,
+            "priority": lane,
+            "delay_s": 3600.0 if delayed else None,
+            "max_attempts": tries,
+        }
         more["ttl_s"] = OWN_LIFE_S if tries == 2 else None
+        more["hook"] = HOOK if tries == 3 else None
         for job_id in self.wait_for(self.world.submit_many(count, **more)):
             state = State.SCHEDULED if delayed else State.QUEUED
             self.jobs[job_id] = Job(job_id, user, lane, tries, state, own_life=tries == 2)
@@ -373,6 +391,16 @@ class QueueMachine(RuleBasedStateMachine):
         if job.state in TERMINAL:
             job.final = job.final or record
             assert record == job.final
+
+    @invariant()
+    def what_webhooks_are_to_tell_is_what_has_ended(self) -> None:
+        """A delivery for each end of a job that brought a webhook (those with three tries), one for each of eve's."""
+        if not hasattr(self, "jobs"):
+            return
+        over = self.of(*TERMINAL)
+        expected = {job.id[4:] for job in over if job.tries == 3}
+        expected |= {f"{job.id[4:]}-{self.endpoint.id[3:]}" for job in over if job.user == "eve"}
+        assert set(self.plain.zrange(f"{self.world.prefix}outbox", 0, -1)) == expected  # type: ignore[arg-type]
 
     @invariant()
     def the_queues_books_add_up(self) -> None:
