@@ -96,7 +96,7 @@ class Settings(BaseSettings):
         (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400),
         description="pauses between attempts, each ±10 %; after the last the delivery is given up",
     )
-    webhook_slots: Count = Field(64, description="attempts that a delivery worker makes at once; a quarter to one host")
+    webhook_slots: Count = Field(64, description="attempts that a delivery worker makes at once")
     webhook_body_bytes: Count = Field(262_144, description="a full payload that would be larger is sent thin")
     webhook_retention_s: Seconds = Field(259_200, description="how long a delivery that has ended can be looked at")
     webhook_kept: Count = Field(100_000, description="deliveries kept in a shard's list")

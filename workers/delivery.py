@@ -10,7 +10,6 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -29,6 +28,7 @@ from common.results import Results
 from common.settings import Settings
 from common.states import State
 from common.webhooks import event_body, headers_of
+from workers.hosts import Hosts
 
 log = logging.getLogger("jarvis.delivery")
 
@@ -36,8 +36,6 @@ log = logging.getLogger("jarvis.delivery")
 TIDY_S = 60.0
 #: The status with which a receiver says that it is not there any more.
 GONE = 410
-#: How long a delivery waits when its host has as many attempts under way as it may.
-CROWDED_S = 1.0
 JITTER = 0.1
 #: Deliveries taken in one call.
 MOST_TAKEN = 16
@@ -67,7 +65,7 @@ class Deliverer:
         self.results = Results(queue.redis, settings)
         self.egress = egress or Egress(Destinations(settings.webhook_allow), settings.webhook_timeout_s)
         self._slots = asyncio.Semaphore(settings.webhook_slots)
-        self._hosts: Counter[str] = Counter()
+        self._hosts = Hosts(settings.webhook_slots)
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -148,23 +146,22 @@ class Deliverer:
             await self._in_turn(delivery, receiver)
 
     async def _in_turn(self, delivery: Delivery, receiver: Receiver) -> None:
-        # A host that does not answer holds up a part of the slots, never all.
         host = _host_of(receiver.url)
-        if self._hosts[host] >= max(1, self.settings.webhook_slots // 4):
-            await self._patiently(self.outbox.put_off, delivery, CROWDED_S * random.uniform(0.5, 1.5))
+        if wait_s := self._hosts.wait_s(host):
+            await self._patiently(self.outbox.put_off, delivery, wait_s)
             return
-        self._hosts[host] += 1
+        self._hosts.enter(host)
+        took_ms = None
         try:
-            await self._attempt(delivery, receiver, host)
+            body = await self._body(delivery, receiver)
+            headers = headers_of(delivery.event, int(time.time()), body, receiver.secrets)
+            reply = await self.egress.post(receiver.url, headers, body)
+            took_ms = None if reply.status is None else reply.took_ms
         finally:
-            self._hosts[host] -= 1
-            if not self._hosts[host]:
-                del self._hosts[host]
+            self._hosts.leave(host, took_ms)
+        await self._end(delivery, reply, host, body if receiver.full else b"")
 
-    async def _attempt(self, delivery: Delivery, receiver: Receiver, host: str) -> None:
-        body = await self._body(delivery, receiver)
-        headers = headers_of(delivery.event, int(time.time()), body, receiver.secrets)
-        reply = await self.egress.post(receiver.url, headers, body)
+    async def _end(self, delivery: Delivery, reply: Reply, host: str, body: bytes) -> None:
         pause_s = pause_before_next(self.settings, delivery.tries, reply)
         if reply.good:
             await self._settle(delivery, "delivered", reply)
@@ -177,9 +174,8 @@ class Deliverer:
             )
         else:
             # What is sent again is what was sent: a job's record may be gone by then.
-            keep = body if receiver.full and not delivery.body else b""
             log.info("%s to %s: %s; again in %.0f s", delivery.id, host, reply.words, pause_s)
-            await self._settle(delivery, "pending", reply, pause_s, keep)
+            await self._settle(delivery, "pending", reply, pause_s, b"" if delivery.body else body)
 
     async def _receiver(self, delivery: Delivery) -> Receiver:
         hook = delivery.hook
