@@ -23,6 +23,7 @@ from ops.bench import (
     quantization,
     queues,
     report,
+    speculative,
     submit,
     transcription,
 )
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, tuple[Any, str]] = {
     "embedding": (embedding, "texts/s: one call of the engine alone, jobs through the API, vLLM's own pooling server"),
     "batch": (batch, "callers who wait for vectors, alone and beside a batch: p50, p99; the batch's lines/s"),
     "quantization": (quantization, "a model and quantized copies of it: tokens/s, memory, perplexity, agreement"),
+    "speculative": (speculative, "n-gram guesses and a draft model: tokens/s, how many guesses are accepted"),
     "transcription": (transcription, "a long recording: faster-whisper alone, and through the API; a clip behind it"),
 }
 

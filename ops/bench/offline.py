@@ -1,7 +1,7 @@
 """One model in vLLM, in this process: `python -m ops.bench.offline` reads a question from stdin, prints the answer.
 
 The question has `arguments` (of the engine), `prompts`, `max_tokens`, `rounds` and `text`; the answer the greedy
-tokens, the seconds of each round, the log-probabilities of the text's tokens and the memory.
+tokens, the seconds of each round, the log-probabilities of the text's tokens, the memory, and what became of guesses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     started = time.perf_counter()
-    llm = LLM(**question["arguments"])
+    llm = LLM(disable_log_stats=False, **question["arguments"])  # guesses are counted with the stats
     loaded = time.perf_counter()
     params = SamplingParams(temperature=0, max_tokens=question["max_tokens"], ignore_eos=True)
     seconds, ids = [], []
@@ -39,13 +39,22 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         outputs = llm.generate(question["prompts"], params, use_tqdm=False)
         seconds.append(time.perf_counter() - begun)
         ids = [list(output.outputs[0].token_ids) for output in outputs]
+    guessed = guesses(llm)
     return {
         "start_s": loaded - started,
         "seconds": seconds[1:],
         "ids": ids,
+        "guesses": guessed,
         "logprobs": logprobs(llm, question["text"], question["arguments"]["max_model_len"]),
         "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def guesses(llm: Any) -> dict[str, int]:
+    """How often tokens were guessed, how many, and how many of them were right; all 0 without speculation."""
+    found = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
+    names = {"drafts": "num_drafts", "tokens": "num_draft_tokens", "accepted": "num_accepted_tokens"}
+    return {ours: int(found.get(f"vllm:spec_decode_{theirs}", 0)) for ours, theirs in names.items()}
 
 
 def logprobs(llm: Any, text: str, length: int) -> list[float]:

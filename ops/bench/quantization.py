@@ -90,7 +90,7 @@ def measured(model: Model, variant: str, folder: Path, options: argparse.Namespa
         "rounds": options.rounds,
         "text": options.text.read_text(encoding="utf-8")[:TEXT_CHARACTERS],
     }
-    found = _answered(asked)
+    found = answered(asked)
     tokens = sum(map(len, found["ids"]))
     return {
         "tokens_s": tokens / statistics.median(found["seconds"]),
@@ -102,9 +102,9 @@ def measured(model: Model, variant: str, folder: Path, options: argparse.Namespa
     }
 
 
-def compare(rows: dict[str, dict[str, Any]]) -> None:
+def compare(rows: dict[str, dict[str, Any]], base: str = BASE) -> None:
     """Add to each row how its greedy tokens agree with the model's own."""
-    own = rows[BASE]["ids"]
+    own = rows[base]["ids"]
     for row in rows.values():
         pairs = list(zip(own, row["ids"], strict=True))
         same = [a == b for one, other in pairs for a, b in zip(one, other, strict=True)]
@@ -117,7 +117,8 @@ def prefix(one: list[int], other: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
 
 
-def _answered(question: dict[str, Any]) -> Any:
+def answered(question: dict[str, Any]) -> Any:
+    """What `ops.bench.offline` answers; raises BenchFailed when vLLM cannot run it."""
     command = [sys.executable, "-m", "ops.bench.offline"]
     done = subprocess.run(
         command, input=json.dumps(question), capture_output=True, text=True, cwd=ROOT, timeout=LIMIT_S, check=False
