@@ -186,10 +186,10 @@ class BatchStream(follow.Stream):
 
 
 def batch_out(batch: Batch) -> dict[str, Any]:
-    """A batch, for a reader."""
+    """A batch, for a reader: as in OpenAI's schema, what there is not has no member rather than a null."""
     errors = [msgspec.structs.asdict(error) for error in batch.errors]
     stamps = {f"{state}_at": batch.stamps.get(state) for state in BatchState if state != BatchState.VALIDATING}
-    return {
+    members = {
         "id": batch.id,
         "object": "batch",
         "endpoint": batch.asked.endpoint,
@@ -207,6 +207,7 @@ def batch_out(batch: Batch) -> dict[str, Any]:
         "usage": _usage(batch.usage),
         "metadata": batch.asked.metadata,
     }
+    return {name: value for name, value in members.items() if value is not None or name == "metadata"}
 
 
 def _usage(used: dict[str, int]) -> dict[str, Any]:

@@ -136,11 +136,10 @@ def file_out(record: FileRecord) -> dict[str, Any]:
         "object": "file",
         "bytes": record.bytes,
         "created_at": record.created_at,
-        "expires_at": record.expires_at,
+        **({"expires_at": record.expires_at} if record.expires_at else {}),  # OpenAI's schema has no null here
         "filename": record.filename,
         "purpose": record.purpose,
         "status": "processed",
-        "status_details": None,
     }
 
 

@@ -67,7 +67,7 @@ async def passed(client: httpx.AsyncClient, batch_id: str, count: int) -> None:
 
     async def there() -> bool:
         batch = await seen(client, batch_id)
-        return batch is not None and (batch["request_counts"]["completed"] >= count or batch["completed_at"])
+        return batch is not None and (batch["request_counts"]["completed"] >= count or "completed_at" in batch)
 
     await until(there, f"{count} lines of {batch_id}", LIMIT_S, step_s=0.05)
 

@@ -1,7 +1,8 @@
-"""Every answer of OpenAI's addresses against OpenAI's published schema, each event of a stream too.
+"""Every answer of OpenAI's addresses, each event of a stream too, against the official SDK's types taken strictly, and
+against OpenAI's published schema.
 
 The schema's file is OpenAI's and is not kept here: JARVIS_OPENAI_SCHEMA says where it lies (the YAML that OpenAI
-publishes as openapi.yaml, version 2.3 or later). Without it these tests are skipped.
+publishes as openapi.yaml, version 2.3 or later). Without it that half is skipped.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ from typing import Any
 
 import httpx
 import jsonschema
+import openai.types
+import openai.types.audio
+import openai.types.chat
+import openai.types.responses
+import pydantic
 import pytest
 import yaml
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from ops.bench.voice import voice, wav
+from tests.openai.test_sdk import until
 
 FILE = os.environ.get("JARVIS_OPENAI_SCHEMA")
-pytestmark = pytest.mark.skipif(not FILE, reason="JARVIS_OPENAI_SCHEMA does not name OpenAI's openapi.yaml")
 SPOKEN = ("spoken.wav", wav(voice(4)))
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "What is a lease?"}], "max_tokens": 12}
 RESPONSE = {"model": "demo", "input": "What is a lease?", "max_output_tokens": 12}
@@ -39,11 +45,44 @@ LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
 Check = Callable[[str, Any], None]
 
 
-@pytest.fixture(scope="module")
-def valid() -> Check:
+#: What the official SDK has for a schema, where that has another name or is a union.
+TYPES: dict[str, Any] = {
+    "CreateChatCompletionResponse": openai.types.chat.ChatCompletion,
+    "CreateChatCompletionStreamResponse": openai.types.chat.ChatCompletionChunk,
+    "CreateCompletionResponse": openai.types.Completion,
+    "CreateEmbeddingResponse": openai.types.CreateEmbeddingResponse,
+    "CreateTranscriptionResponseJson": openai.types.audio.Transcription,
+    "CreateTranscriptionResponseStreamEvent": openai.types.audio.TranscriptionStreamEvent,
+    "CreateTranscriptionResponseVerboseJson": openai.types.audio.TranscriptionVerbose,
+    "CreateTranslationResponseJson": openai.types.audio.Translation,
+    "CreateTranslationResponseVerboseJson": openai.types.audio.TranslationVerbose,
+    "Model": openai.types.Model,
+    "OpenAIFile": openai.types.FileObject,
+    "DeleteFileResponse": openai.types.FileDeleted,
+    "Batch": openai.types.Batch,
+    "Response": openai.types.responses.Response,
+    "ResponseItemList": openai.types.responses.ResponseItemList,
+    "ResponseStreamEvent": openai.types.responses.ResponseStreamEvent,
+}
+
+
+@pytest.fixture(scope="module", params=["the SDK's types", "OpenAI's schema"])
+def valid(request: pytest.FixtureRequest) -> Check:
     """Fails with what is wrong, when a document is not what the schema of this name says."""
-    assert FILE is not None
-    whole = yaml.load(Path(FILE).read_text(), Loader=yaml.CSafeLoader)
+    if request.param == "the SDK's types":
+        return _by_the_sdk
+    if not FILE:
+        pytest.skip("JARVIS_OPENAI_SCHEMA does not name OpenAI's openapi.yaml")
+    return _by_the_schema(FILE)
+
+
+def _by_the_sdk(name: str, document: Any) -> None:
+    if name in TYPES:
+        pydantic.TypeAdapter(TYPES[name]).validate_python(document, strict=True)
+
+
+def _by_the_schema(file: str) -> Check:
+    whole = yaml.load(Path(file).read_text(), Loader=yaml.CSafeLoader)
     schemas = {"components": {"schemas": _nullable(whole["components"]["schemas"])}}
     registry: Registry[Any] = Registry().with_resource("urn:openai", DRAFT202012.create_resource(schemas))
 
@@ -152,6 +191,30 @@ def test_responses_in_the_background(http: httpx.Client, valid: Check) -> None:
         lines = [line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: ")]
     for line in lines:
         valid("ResponseStreamEvent", json.loads(line))
+
+
+def test_files_and_batches(http: httpx.Client, valid: Check) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "minilm", "input": "a"}}
+    wrong = {**line, "custom_id": "b", "body": {"model": "minilm", "input": []}}
+    data = f"{json.dumps(line)}\n{json.dumps(wrong)}\n".encode()
+    file = http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("lines.jsonl", data)}).json()
+    valid("OpenAIFile", file)
+    valid("OpenAIFile", http.get(f"/v1/files/{file['id']}").json())
+    valid("ListFilesResponse", http.get("/v1/files").json())
+    asked = {"input_file_id": file["id"], "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    made = posted(http, "/v1/batches", asked)
+    valid("Batch", made)
+
+    def ended() -> Any:
+        batch = http.get(f"/v1/batches/{made['id']}").json()
+        valid("Batch", batch)
+        return batch if batch["status"] not in ("validating", "in_progress", "finalizing") else None
+
+    until(ended, "the batch ends", 60)
+    valid("ListBatchesResponse", http.get("/v1/batches").json())
+    other = posted(http, "/v1/batches", asked)
+    valid("Batch", http.post(f"/v1/batches/{other['id']}/cancel").json())
+    valid("DeleteFileResponse", http.delete(f"/v1/files/{file['id']}").json())
 
 
 def test_errors(http: httpx.Client, valid: Check) -> None:
