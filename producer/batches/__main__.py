@@ -47,7 +47,7 @@ async def run(settings: Settings, catalogue: Catalogue) -> None:
     """Work until a signal."""
     queue = await Queue.connect(settings)
     results = Results(queue.redis, settings)
-    here = Here(Submitter(queue, catalogue, settings), Files(queue.redis, settings))
+    here = Here(Submitter(queue, catalogue, settings), Files(queue.redis, settings), results)
     tools = Tools(here, queue, results, settings)
     work = asyncio.ensure_future(Runner(tools, Batches(queue.redis, settings)).run())
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -17,9 +17,12 @@ from pydantic import Field
 from common.errors import InvalidField
 from common.files import Files
 from common.jobs import JobSpec
-from common.results import StoredResult
+from common.results import Results, StoredResult
 from producer.openai import answered, audio
 from producer.openai.asked import ChatAsked, CompletionAsked, EmbeddingsAsked, read
+from producer.openai.responses.answered import response
+from producer.openai.responses.asked import ResponseAsked
+from producer.openai.responses.specs import job_spec
 from producer.openai.specs import spec_of
 from producer.submit import Submitter
 from producer.upload import Recording
@@ -34,6 +37,7 @@ class Here:
 
     submitter: Submitter
     files: Files
+    results: Results
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,19 @@ def _embeddings_answer(found: Sequence[StoredResult]) -> Any:
     return answered.embeddings(record.model, found[0].output or msgspec.Raw(b"{}"), record.usage)
 
 
+async def _responses(body: dict[str, Any], here: Here) -> Prepared:
+    asked = read(ResponseAsked, body)
+    _refuse_stream(asked.stream)
+    if asked.background:
+        raise InvalidField("background", True, "false: all of a batch is in the background")
+    spec = await job_spec(asked, here.submitter, here.results)
+    return Prepared([spec], partial(_response_answer, front=spec.front))
+
+
+def _response_answer(found: Sequence[StoredResult], front: dict[str, Any]) -> Any:
+    return response(found[0], front)
+
+
 class SpokenAsked(audio.AudioAsked):
     """The body of a line to transcribe: the fields of the form, and which file holds the recording."""
 
@@ -104,6 +121,7 @@ def _heard_answer(found: Sequence[StoredResult], form: str | None) -> Any:
 
 
 ENDPOINTS: dict[str, Endpoint] = {
+    "/v1/responses": _responses,
     "/v1/chat/completions": _chat,
     "/v1/completions": _completions,
     "/v1/embeddings": _embeddings,

@@ -83,6 +83,13 @@ def test_answers_of_a_batch_are_those_of_the_address(client: openai.OpenAI) -> N
     assert batch.id in [one.id for one in client.batches.list(limit=1)]
 
 
+def test_responses_of_a_batch_are_responses_that_are_there(client: openai.OpenAI) -> None:
+    _, [answer] = run(client, "/v1/responses", {"model": "demo", "input": "What is a lease?", "max_output_tokens": 20})
+    assert (answer["object"], answer["status"]) == ("response", "incomplete")
+    found = client.responses.retrieve(answer["id"])
+    assert found.output_text == answer["output"][0]["content"][0]["text"]
+
+
 def test_completions_of_several_prompts_are_one_line(client: openai.OpenAI) -> None:
     _, [answer] = run(client, "/v1/completions", {"model": "demo", "prompt": ["A lane is", "A lease"], "max_tokens": 4})
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]

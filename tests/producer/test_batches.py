@@ -37,7 +37,7 @@ def settings(settings: Settings) -> Settings:
 async def runner_of(app: FastAPI) -> AsyncIterator[Runner]:
     """What `python -m producer.batches` runs, in this process."""
     edge = app.state.edge
-    tools = Tools(Here(edge.submitter, edge.files), edge.queue, edge.results, edge.settings)
+    tools = Tools(Here(edge.submitter, edge.files, edge.results), edge.queue, edge.results, edge.settings)
     made = Runner(tools, edge.batches)
     running = asyncio.create_task(made.run())
     yield made
