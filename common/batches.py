@@ -7,6 +7,7 @@ that fell silent and comes back changes nothing. Its lines' answers are stored i
 from __future__ import annotations
 
 import hashlib
+import logging
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from common.keys import Keys, is_batch_id, new_batch_id
 from common.queue import UNAVAILABLE, Key, unavailable
 from common.settings import Settings
 from common.webhooks import Hook
+
+log = logging.getLogger("jarvis.batches")
 
 
 class BatchState(StrEnum):
@@ -37,6 +40,8 @@ class BatchState(StrEnum):
 
 
 _S = BatchState
+#: Claims after which a batch that cannot even be failed, since its record is broken, is left alone.
+GIVEN_UP = 20
 #: From each state to where it may go (`common/lua/batch.lua` has the same table). Terminal states never change.
 BATCH_TRANSITIONS: dict[BatchState, frozenset[BatchState]] = {
     _S.VALIDATING: frozenset({_S.IN_PROGRESS, _S.CANCELLING, _S.FAILED, _S.EXPIRED}),
@@ -179,9 +184,10 @@ class Batches:
     async def get(self, batch_id: str) -> Batch:
         """A batch. Raises NotFound, StoreUnavailable."""
         values = await self._call(self.redis.hmget(self._key(batch_id), list(_FIELDS)))
-        if values[0] is None:
+        found = _batch(batch_id, values)
+        if found is None:
             raise NotFound(batch_id, "batch")
-        return _batch(batch_id, values)
+        return found
 
     async def cancel(self, batch_id: str) -> None:
         """Ask for a batch to stop; one that is over or nearly so stays as it is. Raises NotFound, StoreUnavailable."""
@@ -201,7 +207,7 @@ class Batches:
             for name in ids:
                 pipe.hmget(self._key(name), list(_FIELDS))
             rows = await self._call(pipe.execute())
-            found += [_batch(name, row) for name, row in zip(ids, rows, strict=True) if row[0] is not None]
+            found += [one for name, row in zip(ids, rows, strict=True) if (one := _batch(name, row))]
         return found[:limit], len(found) > limit
 
     async def reads(self, blob: str) -> bool:
@@ -221,7 +227,7 @@ class Batches:
 
     async def claim(self, owner: str) -> Claimed | None:
         """Take a batch that nobody works on, if there is one."""
-        found = await self._run("batch_claim", owner, self._lease_ms)
+        found = await self._run("batch_claim", owner, self._lease_ms, GIVEN_UP)
         return Claimed(found[0].decode(), found[1]) if found else None
 
     async def renew(self, batch_id: str, owner: str, live: Live | None) -> Standing | None:
@@ -311,7 +317,17 @@ def _standing(reply: list[Any]) -> Standing | None:
     return Standing(BatchState(reply[0].decode()), reply[1] / 1000) if reply else None
 
 
-def _batch(batch_id: str, values: list[bytes | None]) -> Batch:
+def _batch(batch_id: str, values: list[bytes | None]) -> Batch | None:
+    if values[0] is None:
+        return None
+    try:
+        return _read(batch_id, values)
+    except (msgspec.MsgspecError, ValueError, KeyError) as error:
+        log.error("the record of batch %s cannot be read: %s", batch_id, error)
+        return None
+
+
+def _read(batch_id: str, values: list[bytes | None]) -> Batch:
     told = {name: value.decode() for name, value in zip(_FIELDS, values, strict=True) if value is not None}
     under_way = [int(count) for count in told.get("live", "0 0").split()]
     return Batch(

@@ -5,8 +5,10 @@ A file has an end from the start, after which record and content go by themselve
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import IO, Any
 
 import msgspec
@@ -19,6 +21,8 @@ from common.jobs import decode, encode
 from common.keys import Keys, is_file_id, new_file_id
 from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
+
+log = logging.getLogger("jarvis.files")
 
 PIECE = 1 << 20
 #: Ids of a list that are looked at in one round trip.
@@ -65,17 +69,13 @@ class Files:
     async def get(self, file_id: str) -> FileRecord:
         """A file's record. Raises NotFound, StoreUnavailable."""
         found = await self._call(self.redis.get(self._key(file_id)))
-        if found is None:
-            raise NotFound(file_id, "file")
-        return decode(found, type=FileRecord)
+        return _record(file_id, found)
 
     async def delete(self, file_id: str) -> FileRecord:
         """Forget a file; its content stays for the batches that read it. Raises NotFound, StoreUnavailable."""
         self._key(file_id)
         found = await self._run("file_delete", file_id)
-        if found is None:
-            raise NotFound(file_id, "file")
-        return decode(found, type=FileRecord)
+        return _record(file_id, found)
 
     async def content(self, record: FileRecord) -> AsyncIterator[bytes]:
         """A file's content, piece by piece. Raises NotFound when it is gone."""
@@ -101,8 +101,11 @@ class Files:
                 break
             after = ids[-1]
             rows = await self._call(self.redis.mget([f"{self._prefix}file:{name}" for name in ids]))
-            records = [decode(row, type=FileRecord) for row in rows if row is not None]
-            found += [record for record in records if purpose in (None, record.purpose)]
+            for name, row in zip(ids, rows, strict=True):
+                with suppress(NotFound):
+                    record = _record(name, row)
+                    if purpose in (None, record.purpose):
+                        found.append(record)
         return found[:limit], len(found) > limit
 
     async def tidy(self) -> int:
@@ -122,6 +125,16 @@ class Files:
             return await call
         except UNAVAILABLE as error:
             raise unavailable(error) from error
+
+
+def _record(file_id: str, row: bytes | None) -> FileRecord:
+    if row is None:
+        raise NotFound(file_id, "file")
+    try:
+        return decode(row, type=FileRecord)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        log.error("the record of file %s cannot be read: %s", file_id, error)
+        raise NotFound(file_id, "file") from None
 
 
 def made(size: int, filename: str, purpose: str, keep_s: float, blob: str) -> FileRecord:
