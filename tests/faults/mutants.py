@@ -30,6 +30,8 @@ HOSTILE = "tests/faults/test_hostile.py"
 TRUST = "tests/faults/test_trust.py"
 WEBHOOKS = "tests/faults/test_webhooks.py"
 EGRESS = "tests/delivery/test_egress.py"
+RESPONSES = "tests/producer/test_responses.py"
+RESUMED = f"{RESPONSES}::test_a_stream_goes_on_in_another_web_process_and_from_another_worker"
 LOST = "tests/faults/test_lost_replies.py::test_replies_lost_at_random_leave_no_job_behind_and_double_nothing"
 RECOVERY = (
     "tests/faults/test_killed_processes.py::"
@@ -405,6 +407,62 @@ MUTANTS = (
         "elif len(job.raw) > self.settings.max_body_bytes:",
         "elif False:",
         f"{TRUST}::test_15_what_is_forged_in_redis_is_never_run_and_costs_no_process",
+    ),
+    Mutant(
+        "a response is erased under its worker",
+        "common/lua/erase.lua",
+        "if not end_job(ARGV[1], 'x', 'cancelled', 'deleted by request', ARGV[2]) then return false end",
+        "if not kept[1] then return false end",
+        "tests/conformance/test_ends.py::test_the_worker_of_an_erased_job_is_told_and_can_write_nothing",
+    ),
+    Mutant(
+        "the events of an erased response stay",
+        "common/lua/erase.lua",
+        "redis.call('DEL', key, P .. 'tokens:' .. ARGV[1])",
+        "redis.call('DEL', key)",
+        "tests/conformance/test_ends.py::test_an_erased_job_leaves_nothing_wherever_it_stood",
+    ),
+    Mutant(
+        "a resumed stream of a response begins anew",
+        "producer/openai/responses/streamed.py",
+        "if number <= self._after:",
+        "if False:",
+        RESUMED,
+    ),
+    Mutant(
+        "a response's events are numbered by who reads them",
+        "producer/openai/responses/routes.py",
+        "return self._here.results.follow(self._job_id)",
+        "return self._here.results.follow(self._job_id, 3)",
+        RESUMED,
+    ),
+    Mutant(
+        "every delivery of a response's job begins it again",
+        "producer/openai/responses/streamed.py",
+        'elif status == "in_progress" and not self._begun:',
+        'elif status == "in_progress":',
+        "tests/unit/test_response_events.py",
+    ),
+    Mutant(
+        "a response that its caller left is kept though it was not to be stored",
+        "producer/openai/routes.py",
+        "end = self.here.queue.cancel if self.kept else self.here.queue.erase",
+        "end = self.here.queue.cancel",
+        f"{RESPONSES}::test_a_response_that_its_caller_left_is_gone_if_it_was_not_to_be_stored",
+    ),
+    Mutant(
+        "a response that was not to be stored can be asked for",
+        "producer/openai/responses/stored.py",
+        'if not work.front.get("response", {}).get("store"):',
+        'if "response" not in work.front:',
+        f"{RESPONSES}::test_with_a_key_a_response_that_is_not_stored_is_found_again_only_by_its_key",
+    ),
+    Mutant(
+        "webhooks call a response by its job",
+        "common/lua/job.lua",
+        "hook.subject and 'resp_' .. short or id",
+        "id",
+        f"{RESPONSES}::test_the_end_of_a_response_in_the_background_is_told_by_its_own_id",
     ),
 )
 

@@ -104,6 +104,19 @@ async def test_a_response_that_its_caller_left_is_gone_if_it_was_not_to_be_store
     await eventually(gone, what="the job is gone")
 
 
+async def test_with_a_key_a_response_that_is_not_stored_is_found_again_only_by_its_key(
+    live: httpx.AsyncClient, live_worker: PlayedWorker
+) -> None:
+    asked: Any = {"json": {**ASKED, "store": False}, "headers": {"Idempotency-Key": "mine"}}
+    first = asyncio.create_task(live.post("/v1/responses", **asked))
+    await live_worker.finish(await live_worker.next())
+    made = (await first).json()
+    assert (await live.post("/v1/responses", **asked)).json() == made
+    assert (await live.get(f"/v1/responses/{made['id']}")).status_code == 404
+    went_on = {**ASKED, "previous_response_id": made["id"]}
+    assert (await live.post("/v1/responses", json=went_on)).json()["error"]["code"] == "previous_response_not_found"
+
+
 async def test_the_end_of_a_response_in_the_background_is_told_by_its_own_id(
     sdk: openai.AsyncOpenAI,  # noqa: F811
     live_worker: PlayedWorker,
