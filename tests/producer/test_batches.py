@@ -557,7 +557,7 @@ def test_whatever_is_in_a_file_is_told_line_by_line(held: bytes) -> None:
     checked = asyncio.run(told())
     assert checked.errors
     assert not checked.plan
-    lines = [number for number, text in enumerate(held.split(b"\n"), start=1) if text.strip()]
+    lines: list[int | None] = [n for n, text in enumerate(held.split(b"\n"), start=1) if text.strip()]
     assert [*dict.fromkeys(error.line for error in checked.errors)] == (lines or [None])
 
 
