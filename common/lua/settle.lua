@@ -3,13 +3,14 @@
 -- ARGV    name, number of its claim, status after it (pending | delivered | failed), ms until the next attempt, the
 --         attempt (JSON; '': none was made, it only waits), the body to send from now on ('': as it was), attempts kept,
 --         retention_ms of what has ended, the counter that goes up
--- returns 1, or 0 when the delivery was claimed again meanwhile: then nothing is written
+-- returns 1, or 0 when the delivery was claimed again meanwhile, or settled by this claim: then nothing is written
 -- atomic because a worker whose lease has ended must not undo what another one wrote.
 -- include job.lua
 even_when_full()
 local name, status, attempt = ARGV[1], ARGV[3], ARGV[5]
 local key, attempts = P .. 'delivery:' .. name, P .. 'attempts:' .. name
 if redis.call('HGET', key, 'claims') ~= ARGV[2] then return 0 end
+redis.call('HINCRBY', key, 'claims', 1) -- so that this call, sent again after a lost reply, is nobody's
 if attempt ~= '' then
   redis.call('RPUSH', attempts, attempt)
   redis.call('LTRIM', attempts, -ARGV[7], -1)

@@ -213,6 +213,19 @@ async def test_a_worker_whose_lease_has_ended_settles_nothing(world: World) -> N
     assert (await outbox.get(slow.id)).status == "delivered"
 
 
+async def test_an_attempt_that_is_written_down_again_after_a_lost_reply_counts_once(world: World) -> None:
+    delivery = await made(world)
+    outbox = outbox_of(world)
+    for answer in (True, False):
+        assert await outbox.settle(delivery, "pending", BAD, 100) == answer
+    assert await outbox.attempts(delivery.id) == [BAD]
+    await make_due(world, delivery)
+    (again,) = await due(world)
+    for answer in (True, False):
+        assert await outbox.settle(again, "delivered", GOOD) == answer
+    assert (await outbox.standing()).counts == {"attempt:500": 1, "attempt:good": 1, "delivered": 1}
+
+
 async def test_after_a_failed_attempt_a_delivery_is_due_when_it_was_said(world: World) -> None:
     delivery = await made(world)
     outbox = outbox_of(world)

@@ -87,10 +87,13 @@ class Kept:
                 self.process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", *self._arguments, env=self._environment, cwd=ROOT, stdout=log, stderr=log
                 )
+            if not self.again:  # stopped for good while it was being started again
+                self.kill()
             self.exits.append(await self.process.wait())
+            if self.again:
+                await asyncio.sleep(0.1)
             if not self.again:
                 return
-            await asyncio.sleep(0.1)
 
     @property
     def alive(self) -> bool:

@@ -66,8 +66,8 @@ async def test_every_end_is_told_though_workers_and_delivery_workers_are_killed_
     await formation.scheduler()
     kept = [formation.start(*WORK), formation.start(*WORK), formation.start(*DELIVERY), formation.start(*DELIVERY)]
     await formation.workers("work:test", 2)
-    jobs = await formation.submit(100, input={"do": "sleep", "s": 0.05}, hook=Hook(receiver.url, SECRET))
-    for _ in range(8):
+    jobs = await formation.submit(60, input={"do": "sleep", "s": 0.05}, hook=Hook(receiver.url, SECRET))
+    for _ in range(6):
         await asyncio.sleep(0.4)
         chance.choice(kept).kill()
     ends = await formation.ends(jobs)
@@ -81,7 +81,7 @@ async def test_every_end_is_told_though_workers_and_delivery_workers_are_killed_
     told = heard(receiver)
     assert set(told) == set(jobs)
     assert all(ids == {f"evt_{job.removeprefix('job_')}"} for job, ids in told.items())
-    assert (await delivered.standing()).counts["delivered"] == 100
+    assert (await delivered.standing()).counts["delivered"] == 60
 
 
 async def test_a_delivery_worker_that_dies_after_its_post_leads_to_the_same_event_again(
