@@ -36,8 +36,8 @@ check: setup ## format, lint, types over code and tests, import directions
 	$(BIN)/mypy
 	$(PYTHON) -m pytest -q tests/unit/test_layering.py
 
-faults: setup ## every fault run: processes killed, connections cut, Redis restarted (FULL=1: full size, 40 min)
-	JARVIS_FAULTS_FULL=$(FULL) $(PYTHON) -m pytest tests/faults $(if $(FULL),--timeout 1800) $(ARGS)
+faults: setup ## every fault run: processes killed, connections cut, Redis restarted; vLLM's load generator (FULL=1: full size, 40 min)
+	JARVIS_FAULTS_FULL=$(FULL) $(PYTHON) -m pytest tests/faults tests/openai/test_load_generator.py $(if $(FULL),--timeout 1800) $(ARGS)
 
 mutants: setup ## break 59 promises on purpose, one at a time; each must fail its test
 	$(PYTHON) -m tests.faults.mutants

@@ -117,6 +117,23 @@ async def test_with_a_key_a_response_that_is_not_stored_is_found_again_only_by_i
     assert (await live.post("/v1/responses", json=went_on)).json()["error"]["code"] == "previous_response_not_found"
 
 
+async def test_a_conversation_cannot_grow_without_end(
+    settings: Settings,  # noqa: F811
+    worker: PlayedWorker,
+) -> None:
+    async with web(settings.model_copy(update={"max_body_bytes": 2000})) as client:
+        answers = []
+        previous: dict[str, str] = {}
+        for _ in range(4):
+            body = {**ASKED, "input": "word " * 200, "background": True, **previous}
+            answers.append(await client.post("/v1/responses", json=body))
+            if answers[-1].status_code == 200:
+                await worker.finish(await worker.claim())
+                previous = {"previous_response_id": answers[-1].json()["id"]}
+    assert [one.status_code for one in answers] == [200, 200, 200, 400]
+    assert answers[-1].json()["error"]["param"] == "previous_response_id"
+
+
 async def test_the_end_of_a_response_in_the_background_is_told_by_its_own_id(
     sdk: openai.AsyncOpenAI,  # noqa: F811
     live_worker: PlayedWorker,
