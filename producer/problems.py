@@ -31,7 +31,7 @@ from common.errors import (
 )
 from producer.explain import Entry, Invalid, invalid_parameters, plain
 from producer.openai.errors import document as openai_document
-from producer.openai.errors import is_openai
+from producer.openai.errors import is_openai, not_here
 
 MEDIA_TYPE = "application/problem+json"
 STORE_DOWN = (
@@ -193,6 +193,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     path = request.url.path
     plain = error.detail == HTTPStatus(error.status_code).phrase
     detail = f"there is no {request.method} {path} here" if plain else error.detail
+    if error.status_code == 404 and (reason := not_here(path)):
+        detail += f": {reason}"
     response = of_status(error.status_code, detail, path, error.entry if isinstance(error, Refusal) else None)
     response.headers.update(error.headers or {})
     return response

@@ -13,9 +13,23 @@ from common.states import State
 
 #: Where answers have OpenAI's shapes, those that are not there (yet) included.
 PATHS = re.compile(
-    r"/v1/(chat|completions|embeddings|audio|models/|responses|files|batches|images|moderations|rerank|vector_stores"
+    r"/v1/(chat|completions|embeddings|audio|models/|responses|files|batches|images|videos|moderations|rerank|vector_stores"
     r"|webhook_endpoints|webhook_event_types|uploads|fine_tuning|assistants|threads|realtime)"
 )
+#: Why an address of OpenAI's is not here, by how it begins.
+NOT_HERE = {
+    "/v1/audio/speech": "speech comes with an engine for it, which there is none of yet",
+    "/v1/rerank": "reranking comes with an engine for it, which there is none of yet",
+    "/v1/vector_stores": "vector stores come with their engine, which there is none of yet",
+    "/v1/images": "no engine here makes images",
+    "/v1/videos": "no engine here makes videos",
+    "/v1/moderations": "no engine here judges texts",
+    "/v1/realtime": "nothing here runs outside a job",
+    "/v1/uploads": "a file comes as one request, at /v1/files",
+    "/v1/fine_tuning": "models are served here, not trained",
+    "/v1/assistants": "OpenAI replaced it; conversations are at /v1/responses",
+    "/v1/threads": "OpenAI replaced it; conversations are at /v1/responses",
+}
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 #: Codes of failed jobs that are the request's fault; any other is the server's.
 REQUEST_CODES = re.compile(
@@ -28,6 +42,11 @@ ENDED = {State.CANCELLED: 409, State.EXPIRED: 504}
 def is_openai(path: str) -> bool:
     """Whether answers at this address have OpenAI's shapes."""
     return PATHS.match(path) is not None
+
+
+def not_here(path: str) -> str | None:
+    """Why there is nothing at this address, if it is one that a caller of OpenAI might expect."""
+    return next((reason for start, reason in NOT_HERE.items() if path.startswith(start)), None)
 
 
 def document(status: int, message: str, param: str | None, code: str | None) -> dict[str, Any]:

@@ -298,7 +298,15 @@ def test_a_job_that_somebody_cancels_is_an_error_that_is_not_retried(client: ope
 
 
 def test_addresses_of_openai_that_are_not_here_answer_in_its_shape(http: httpx.Client) -> None:
-    for path in ("/v1/images/generations", "/v1/moderations", "/v1/rerank"):
+    for path, why in {
+        "/v1/audio/speech": "an engine for it",
+        "/v1/rerank": "an engine for it",
+        "/v1/vector_stores": "their engine",
+        "/v1/images/generations": "makes images",
+        "/v1/moderations": "judges texts",
+    }.items():
         answer = http.post(path, json={})
         assert answer.status_code == 404
-        assert answer.json()["error"]["type"] == "invalid_request_error"
+        error = answer.json()["error"]
+        assert error["type"] == "invalid_request_error"
+        assert why in error["message"]
