@@ -11,5 +11,7 @@ local key = P .. 'job:' .. ARGV[1]
 local kept = redis.call('HMGET', key, 'work', 'result')
 if not end_job(ARGV[1], 'x', 'cancelled', 'deleted by request', ARGV[2]) then return false end
 redis.call('DEL', key, P .. 'tokens:' .. ARGV[1])
+redis.call('ZREM', P .. 'parked', ARGV[1])
+redis.call('HDEL', P .. 'parked:info', ARGV[1])
 finish(ARGV[3])
 return {kept[1] or '', kept[2] or ''}

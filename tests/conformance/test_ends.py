@@ -233,3 +233,12 @@ async def test_a_retried_job_keeps_what_stands_in_front_of_it(world: World) -> N
     await world.queue.cancel(job_id)
     _, work = await world.results.whole((await world.queue.retry(job_id)).id)
     assert work.front == {"kept": 1}
+
+
+async def test_an_erased_job_is_not_parked_any_more(world: World) -> None:
+    job_id = await world.submit()
+    for _ in range(world.settings.max_deaths):
+        await world.rescue(await world.claim_one())
+    assert [one.id for one in await world.results.parked()] == [job_id]
+    await world.queue.erase(job_id)
+    assert await world.results.parked() == []

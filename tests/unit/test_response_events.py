@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from common.catalogue import Model
 from common.errors import InvalidField
 from common.jobs import JobError, JobEvent, JobRecord
 from common.results import StoredResult
@@ -15,6 +16,7 @@ from common.states import State
 from producer.openai.responses.answered import response
 from producer.openai.responses.items import messages_of, named, read_items
 from producer.openai.responses.streamed import EventsGone, ResponseEvents
+from producer.openai.responses.truncated import fitting
 
 FRONT: dict[str, Any] = {"response": {"background": True, "store": True}, "items": []}
 CALL: dict[str, Any] = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", "arguments": ""}}
@@ -186,3 +188,32 @@ def test_an_image_is_a_part_of_a_users_turn_only() -> None:
         read_items([{"role": "system", "content": [image]}])
     with pytest.raises(InvalidField, match="file_id"):
         read_items([{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}])
+
+
+class Letters:
+    """Counts a letter as a token."""
+
+    async def count(self, model: Any, texts: list[str]) -> int:
+        """As `Prompts` does."""
+        return sum(map(len, texts))
+
+
+async def test_the_oldest_turns_go_first_and_a_tools_answer_goes_with_its_call() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "x" * 30}}
+    turns: list[dict[str, Any]] = [
+        {"role": "system", "content": "s" * 10},
+        {"role": "user", "content": "a" * 30},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "t"},
+        {"role": "user", "content": "b" * 30},
+    ]
+    counted: Any = Letters()
+
+    async def left(room: int) -> list[str]:
+        model = Model(alias="m", kind="generation", engine="fake", weights="", max_model_len=room + 10, slots=1)
+        return [turn["role"] for turn in await fitting(turns, model, 10, counted)]
+
+    assert await left(200) == ["system", "user", "assistant", "tool", "user"]
+    assert await left(120) == ["system", "assistant", "tool", "user"]
+    assert await left(70) == ["system", "user"], "no answer of a tool without its call"
+    assert await left(5) == ["system", "user"], "the last turn stays"

@@ -35,6 +35,7 @@ NAMES = (
     (re.compile(r"\binput\.messages[\w.\[\]]*"), "input"),
     (re.compile(r"\bparams\.max_tokens\b"), "max_output_tokens"),
     (re.compile(r"\bparams\.response_format(\.json_schema)?\b"), "text.format"),
+    (re.compile(r"\bparams\.logprobs\b"), "include"),
     (re.compile(r"\bparams\.tools\[(\d+)\]\.function\b"), r"tools[\1]"),
     (re.compile(r"\bparams\."), ""),
 )
