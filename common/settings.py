@@ -52,8 +52,8 @@ class Settings(BaseSettings):
     events_kept: Count = Field(10_000, description="state events kept in a shard's stream")
 
     # Batches
-    batch_jobs: Count = Field(256, description="jobs of one batch that wait or run at a time, in the low lane")
-    batch_runs: Count = Field(4, description="batches that one process of `batches` works on at a time")
+    batch_jobs: Count = Field(256, description="jobs of a process' batches that wait or run at a time, in the low lane")
+    batch_runs: Count = Field(32, description="batches that one process works on at a time; they share batch_jobs")
     max_batches: Count = Field(1_000, description="unfinished batches that are accepted")
     max_batch_lines: Count = Field(50_000, description="most lines of a batch")
     batch_kept_s: Seconds = Field(30 * 86_400, description="how long a finished batch's record is kept")

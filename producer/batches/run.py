@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -62,12 +63,13 @@ class Seen:
 class Run:
     """Works on one claimed batch as `owner`."""
 
-    def __init__(self, tools: Tools, batches: Batches, claimed: Claimed, owner: str) -> None:
+    def __init__(self, tools: Tools, batches: Batches, claimed: Claimed, owner: str, share: Callable[[], int]) -> None:
         self.tools = tools
         self.batches = batches
         self.id = claimed.id
         self.claims = claimed.claims
         self.owner = owner
+        self.share = share  # jobs that it may have in the queue now
         self._lease_s = tools.settings.lease_s
         self._seen: Seen | None = None
         self._open: dict[int, OpenStretch] = {}
@@ -204,15 +206,17 @@ class Run:
         self._kept(await self.batches.finalize(self.id, self.owner, ending))
 
     async def _open_more(self, batch: Batch, plan: list[Stretch], left: list[int]) -> None:
-        room = self.tools.settings.batch_jobs - sum(one.jobs for one in self._open.values())
+        share = self.share()
+        room = share - sum(one.jobs for one in self._open.values())
         while left and (plan[left[-1]].jobs <= room or not self._open):
             number = left.pop()
             self._open[number] = await stretches.opened(self.tools, batch, number, plan[number], self._left_s)
             room -= plan[number].jobs
-        left_now = self._pace
+        submitted = sum(len(one.running) - len(one.waiting) for one in self._open.values())
+        left_now = min(self._pace, share - submitted)
         for one in self._open.values():
             self._lives()  # a job that is submitted by who lost the batch could be one that has been collected
-            left_now -= await stretches.submit(self.tools, one, left_now)
+            left_now -= await stretches.submit(self.tools, one, max(0, left_now))
 
     async def _store(self, batch: Batch, one: OpenStretch, reason: BatchState | None) -> None:
         collected: Collected = await stretches.collect(self.tools, batch, one, reason)

@@ -59,9 +59,12 @@ class Runner:
         self._runs.add(task)
         task.add_done_callback(self._runs.discard)
 
+    def _share(self) -> int:
+        return max(1, self.tools.settings.batch_jobs // max(1, len(self._runs)))
+
     async def _see_through(self, claimed: Claimed, owner: str) -> None:
         try:
-            await Run(self.tools, self.batches, claimed, owner).work()
+            await Run(self.tools, self.batches, claimed, owner, self._share).work()
         except Lost:
             log.warning("batch %s: its lease ended; another process goes on with it", claimed.id)
         except (StoreUnavailable, RedisError) as error:

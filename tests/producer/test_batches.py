@@ -237,6 +237,26 @@ async def test_a_batch_never_has_more_jobs_in_the_queue_than_it_may(
     await ended(client, batch["id"])
 
 
+async def test_batches_of_a_process_share_what_it_may_have_in_the_queue(
+    client: httpx.AsyncClient, runner: Runner, app: FastAPI
+) -> None:
+    batches = [await made(client, jsonl(*map(line, range(20)))) for _ in range(2)]
+    edge = app.state.edge
+    worker = PlayedWorker(edge.queue, "generation:echo")
+    users: list[str] = []
+    async with asyncio.timeout(10):
+        while len(users) < 24:
+            stats = await edge.results.queues()
+            assert not stats or stats[0].depth["low"] <= 8 + 4  # until the second came, the first had the share of both
+            job = await worker.next()
+            users.append(job.user)
+            await worker.finish(job)
+    assert min(users.count(batch["id"]) for batch in batches) >= 6
+    for batch in batches:
+        await client.post(f"/v1/batches/{batch['id']}/cancel")
+        await ended(client, batch["id"])
+
+
 WRONG = [
     (b"no json\n", "invalid_json_line", None, 1),
     (jsonl(line(0), line(0)), "duplicate_custom_id", "custom_id", 2),
