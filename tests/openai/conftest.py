@@ -52,6 +52,7 @@ PROGRAMS = (
     ("producer",),
     ("scheduler",),
     ("producer.batches",),
+    ("workers", "delivery"),
     ("workers", "generation", "--model", "demo"),
     ("workers", "generation", "--model", "slow"),
     ("workers", "embedding"),
@@ -85,6 +86,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "JARVIS_DATA_DIR": str(folder / "data"),
             "JARVIS_PORT": str(port),
             "JARVIS_LOG_LEVEL": "warning",
+            "JARVIS_WEBHOOK_ALLOW": "127.0.0.1",
         }
         programs = [_start(program, environment, folder, running) for program in PROGRAMS]
         running.callback(_stop, programs)
