@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
@@ -208,13 +208,20 @@ class Results:
 
         Outlives restarts of Redis. Raises NotFound when there is no such job (any more).
         """
+        async with aclosing(self.follow_together(job_id, after)) as together:
+            async for events in together:
+                for event in events:
+                    yield event
+
+    async def follow_together(self, job_id: str, after: int = 0) -> AsyncGenerator[list[JobEvent]]:
+        """As `follow`, what came at the same time together: a reader that is slower than the job catches up."""
         self._of(job_id)
         async with self.wakes.listen(job_id) as listener:
             events = await self._patiently(job_id, after)
             while True:
-                for event in events:
-                    yield event
-                    after = event.seq
+                if events:
+                    yield events
+                    after = events[-1].seq
                 if _ended(events):
                     return
                 if not events and await self._over(job_id):

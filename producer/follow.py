@@ -100,7 +100,7 @@ class EventStream(Stream):
 
     def __init__(
         self,
-        events: AsyncIterator[JobEvent],
+        events: AsyncIterator[list[JobEvent]],
         stopping: asyncio.Event,
         headers: Mapping[str, str] | None = None,
         keep_alive_s: float = KEEP_ALIVE_S,
@@ -111,8 +111,8 @@ class EventStream(Stream):
     async def forward(self, send: Send) -> None:
         """Send each event as it comes."""
         await send({"type": "http.response.body", "body": f"retry: {RETRY_MS}\n\n".encode(), "more_body": True})
-        async for event in self.events:
-            await send({"type": "http.response.body", "body": encoded(event), "more_body": True})
+        async for events in self.events:
+            await send({"type": "http.response.body", "body": b"".join(map(encoded, events)), "more_body": True})
 
 
 def encoded(event: JobEvent) -> bytes:

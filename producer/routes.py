@@ -146,7 +146,7 @@ async def submit(request: Request) -> Response:
     if key and not submitted.created:
         out["Idempotent-Replayed"] = "true"
     if headers.wants_events(request.headers):
-        return follow.EventStream(here.results.follow(submitted.id), here.stopping, out)
+        return follow.EventStream(here.results.follow_together(submitted.id), here.stopping, out)
     if preferences.wait_s:
         found = await here.held(submitted.id, preferences.wait_s, request)
     else:
@@ -245,7 +245,7 @@ async def events(request: Request, job_id: JobId, starting_after: StartingAfter 
     record = await here.results.record(job_id, position=False)
     if follow.nothing_follows(record, after):
         return Response(status_code=204)
-    return follow.EventStream(here.results.follow(job_id, after), here.stopping)
+    return follow.EventStream(here.results.follow_together(job_id, after), here.stopping)
 
 
 @router.post(

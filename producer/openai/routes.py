@@ -234,9 +234,9 @@ class Call:
             self.here.results, job_id, life_s, self._request.receive, self.here.stopping, result=True
         )
 
-    def events(self) -> AsyncGenerator[JobEvent]:
-        """The first job's events."""
-        return self.here.results.follow(self._jobs[0][1].id)
+    def events(self) -> AsyncGenerator[list[JobEvent]]:
+        """The first job's events, those of one moment together."""
+        return self.here.results.follow_together(self._jobs[0][1].id)
 
     async def ended(self) -> StoredResult:
         """How the first job ended, once it has."""
@@ -254,10 +254,10 @@ class ChunkStream(follow.Stream):
     async def forward(self, send: Send) -> None:
         """Send the chunks of the job's events, then why it ended."""
         started = False
-        async with contextlib.aclosing(self._call.events()) as events:
-            async for event in events:
-                piece = self._chunks.piece(event)
-                if piece is None:
+        async with contextlib.aclosing(self._call.events()) as together:
+            async for events in together:
+                piece = b"".join(filter(None, map(self._chunks.piece, events)))
+                if not piece:
                     continue
                 await send(_piece(piece if started else self._chunks.first() + piece))
                 started = True
