@@ -191,7 +191,7 @@ async def test_a_stopping_process_ends_its_streams(live: httpx.AsyncClient, serv
 async def test_a_quiet_stream_is_kept_alive() -> None:
     async def nothing() -> AsyncIterator[list[JobEvent]]:
         await asyncio.sleep(3600)
-        yield JobEvent(1, "state", {})
+        yield [JobEvent(1, "state", {})]
 
     sent: list[bytes] = []
     kept = asyncio.Event()
