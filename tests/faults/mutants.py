@@ -432,8 +432,8 @@ MUTANTS = (
     Mutant(
         "a response's events are numbered by who reads them",
         "producer/openai/responses/routes.py",
-        "return self._here.results.follow(self._job_id)",
-        "return self._here.results.follow(self._job_id, 3)",
+        "return self._here.results.follow_together(self._job_id)",
+        "return self._here.results.follow_together(self._job_id, 3)",
         RESUMED,
     ),
     Mutant(

@@ -136,9 +136,9 @@ class FoundStream(follow.Stream):
     async def forward(self, send: Send) -> None:
         """Send the events, then the whole response."""
         try:
-            async with contextlib.aclosing(self._job_events()) as events:
-                async for event in events:
-                    await self._send(send, self._events.take(event))
+            async with contextlib.aclosing(self._job_events()) as together:
+                async for events in together:
+                    await self._send(send, b"".join(map(self._events.take, events)))
             found = await self._here.results.look(self._job_id)
             last = self._events.end(found)
             await self.told()
@@ -148,8 +148,8 @@ class FoundStream(follow.Stream):
             last = self._events.broken("events_gone", str(gone))
         await self._send(send, last)
 
-    def _job_events(self) -> AsyncGenerator[JobEvent]:
-        return self._here.results.follow(self._job_id)
+    def _job_events(self) -> AsyncGenerator[list[JobEvent]]:
+        return self._here.results.follow_together(self._job_id)
 
     async def _send(self, send: Send, body: bytes) -> None:
         if body:
