@@ -13,8 +13,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from producer.answers import ProblemOut
 from producer.batch import MOST_JOBS
-from producer.schemas import ProblemOut, json_schema_of_requests
+from producer.schemas import json_schema_of_requests
 
 Shape = type[BaseModel] | UnionType | str | None
 HEADERS = {

@@ -19,20 +19,12 @@ from common.queue import Queue
 from common.results import QueueStats, Results, StoredResult
 from common.settings import Settings
 from producer import batch, follow, headers, metrics, upload
-from producer.body import json_body
-from producer.direct import Direct
-from producer.openapi import SUBMIT, answers
-from producer.problems import Refusal
-from producer.record import DEEP, Heads, answer, location, new_record, record_out, result_out
-from producer.schemas import (
-    EXAMPLE_ID,
+from producer.answers import (
     HealthOut,
     JobOut,
     JobsOut,
-    JobsQuery,
     JobWithResultOut,
     ModelsOut,
-    PageQuery,
     ParkedListOut,
     QueuesOut,
     ReadyOut,
@@ -41,6 +33,12 @@ from producer.schemas import (
     WorkerOut,
     WorkersOut,
 )
+from producer.body import json_body
+from producer.direct import Direct
+from producer.openapi import SUBMIT, answers
+from producer.problems import Refusal
+from producer.record import DEEP, Heads, answer, location, new_record, record_out, result_out
+from producer.schemas import EXAMPLE_ID, JobsQuery, PageQuery
 from producer.submit import Submitter
 
 submits = APIRouter(route_class=Direct)

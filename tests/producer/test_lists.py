@@ -15,7 +15,7 @@ from common.errors import StoreUnavailable
 from common.jobs import JobSpec
 from common.queue import Queue
 from producer import batch
-from producer.schemas import SubmittedListOut
+from producer.answers import SubmittedListOut
 from tests.producer.test_refusals import problem_of
 from tests.producer.test_submit import EMBEDDING, GENERATION
 from tests.producer.worker import PlayedWorker

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from producer.schemas import JobOut, JobsOut, ModelsOut, ParkedListOut, QueuesOut, ReadyOut, ResultOut, WorkersOut
+from producer.answers import JobOut, JobsOut, ModelsOut, ParkedListOut, QueuesOut, ReadyOut, ResultOut, WorkersOut
 from tests.producer.test_refusals import problem_of
 from tests.producer.test_submit import EMBEDDING
 from tests.producer.test_waiting import submitted

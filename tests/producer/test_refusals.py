@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from producer.schemas import ProblemOut
+from producer.answers import ProblemOut
 from tests.producer.test_submit import EMBEDDING, GENERATION
 
 JSON = {"content-type": "application/json"}

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from common.jobs import JobRecord
-from producer.schemas import JobOut
+from producer.answers import JobOut
 from tests.producer.worker import PlayedWorker, until
 
 GENERATION: dict[str, Any] = {"kind": "generation", "model": "echo", "input": {"prompt": "Say it."}}
