@@ -310,6 +310,13 @@ MUTANTS = (
         "tests/conformance/test_batches.py::test_whoever_lost_a_batch_changes_nothing",
     ),
     Mutant(
+        "low embedding calls go with the others",
+        "workers/engines/batching.py",
+        "            if low:\n                await self._others_first(encoder)",
+        "            if False:\n                await self._others_first(encoder)",
+        "tests/unit/test_batching.py",
+    ),
+    Mutant(
         "a batch: results go with their retention",
         "common/lua/committing.lua",
         "redis.call('PEXPIRE', key, RETENTION_MS, 'NX')",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import time
 from typing import Any
 
@@ -123,10 +124,15 @@ async def test_a_line_that_has_finished_is_not_run_again_by_who_takes_the_batch_
     kept = await formed(formation)
     async with formation.client() as client:
         batch_id = await submitted(client, 600)
-        for moment in (100, 300, 450):
+        for moment in (100, 300):
             await passed(client, batch_id, moment)
             await until(lambda: kept["batches"].alive, "it is there again")
             kept["batches"].kill()
+        await passed(client, batch_id, 400)
+        formation.start(*BATCHES, name="other")
+        kept["batches"].send(signal.SIGSTOP)  # it is not gone, and will go on with what it had when another has that
+        await passed(client, batch_id, 550)
+        kept["batches"].send(signal.SIGCONT)
         batch = await ended(client, batch_id)
         answers = await lines_of(client, batch["output_file_id"])
     assert [answer["custom_id"] for answer in answers] == [f"line-{number}" for number in range(600)]
