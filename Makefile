@@ -26,7 +26,7 @@ run: setup ## start everything: Redis if none answers, web, scheduler, workers (
 
 test: setup ## all tests but the slow fault runs, and the branch coverage of the queue and the worker
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not slow" $(ARGS)
+	$(BIN)/coverage run -m pytest -m "not slow" --durations 15 $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --include='common/*,workers/worker.py' --fail-under=95
 

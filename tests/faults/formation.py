@@ -76,6 +76,7 @@ class Kept:
         self._log = log
         self._keeper: asyncio.Task[None] | None = None
         self.again = True
+        self._over = False
 
     def start(self) -> None:
         """Start it and keep it."""
@@ -87,7 +88,7 @@ class Kept:
                 self.process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", *self._arguments, env=self._environment, cwd=ROOT, stdout=log, stderr=log
                 )
-            if not self.again:  # stopped for good while it was being started again
+            if self._over:  # it was ended while it was being started again
                 self.kill()
             self.exits.append(await self.process.wait())
             if self.again:
@@ -118,6 +119,7 @@ class Kept:
     async def end(self, signum: signal.Signals = signal.SIGTERM, deadline_s: float = 20) -> int:
         """Stop it for good; returns its exit code."""
         self.again = False
+        self._over = True
         self.send(signal.SIGCONT)
         self.send(signum)
         assert self._keeper is not None
