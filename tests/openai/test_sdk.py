@@ -59,7 +59,7 @@ def test_the_chunks_of_a_stream_are_the_whole_answer(client: openai.OpenAI) -> N
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
     assert deltas[0].role == "assistant"
     assert "".join(delta.content or "" for delta in deltas) == whole.choices[0].message.content
-    assert len([delta for delta in deltas if delta.content]) > 5, "it came in pieces"
+    assert len([delta for delta in deltas if delta.content]) > 1, "it came in pieces"
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == whole.choices[0].finish_reason
     assert chunks[-1].usage == whole.usage
     assert len({chunk.id for chunk in chunks}) == 1

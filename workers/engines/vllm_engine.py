@@ -116,6 +116,7 @@ class VllmEngine:
             raise self._explained(_translated(error)) from error
         finally:
             if outputs is not None:
+                self.stats.ended()
                 await outputs.aclose()
 
     async def _start(self) -> None:
@@ -136,7 +137,9 @@ class VllmEngine:
         check(self.model)
         arguments = AsyncEngineArgs(additional_config=self._owner, **engine_arguments(self.model))
         loggers = [self.stats.logger_class(), *self._stat_loggers]
-        return AsyncLLM.from_engine_args(arguments, stat_loggers=loggers)
+        llm = AsyncLLM.from_engine_args(arguments, stat_loggers=loggers)
+        self.stats.slim(llm)
+        return llm
 
     def _explained(self, error: Exception) -> Exception:
         """The error with what to turn in the catalogue, if memory ran out in this process or the engine's own."""

@@ -22,7 +22,19 @@ class VllmStats:
             ("preemptions", "prefix_tokens", "prefix_hit_tokens", "draft_tokens", "accepted_tokens"), 0
         )
         self._now = {"running": 0, "waiting": 0, "kv_cache_usage": 0.0}
+        self._finished = 0  # since the last step
         self._logged_at = time.monotonic()
+
+    def slim(self, llm: Any) -> None:
+        """Have an engine that has had no request yet count per step only: counting each token costs a sixth of the
+        tokens/s of a small model (64 streams, 2 Xeon cores: 10,000 instead of 12,000).
+        """
+        if llm.vllm_config.cache_config.enable_prefix_caching:  # without it nothing else tells of preemptions
+            llm.log_stats = llm.output_processor.log_stats = False
+
+    def ended(self) -> None:
+        """A request has its last token, or was given up."""
+        self._finished += 1
 
     def figures(self) -> dict[str, float]:
         """Requests in the batch and before it, share of the KV cache in use, and sums since the worker's start."""
@@ -47,10 +59,12 @@ class VllmStats:
 
     def _note(self, step: Any, iteration: Any) -> None:
         running, waiting, usage = step.num_running_reqs, step.num_waiting_reqs, step.kv_cache_usage
+        # vLLM tells of a preemption when the request that was put back runs again.
         if iteration is not None:
-            # vLLM tells of a preemption with the next token of the request that was put back.
             self._sums["preemptions"] += iteration.num_preempted_reqs
-        finished = len(iteration.finished_requests) if iteration is not None else 0
+        else:
+            self._sums["preemptions"] += step.prefix_cache_stats.preempted_requests
+        finished, self._finished = self._finished, 0
         now = time.monotonic()
         self._now = {"running": running, "waiting": waiting, "kv_cache_usage": usage}
         self._sums["prefix_tokens"] += step.prefix_cache_stats.queries
