@@ -41,7 +41,8 @@ class Ledger:
 
     def lines(self, what: str | None = None, job: str | None = None) -> list[Line]:
         """What was noted, oldest first."""
-        lines = [Line(*json.loads(text)) for text in self.path.read_text().splitlines()]
+        whole = self.path.read_text().rpartition("\n")[0]  # the last one may be half there while it is written
+        lines = [Line(*json.loads(text)) for text in whole.splitlines()]
         return [line for line in lines if what in (None, line.what) and job in (None, line.job)]
 
     def starts(self, job: str | None = None) -> list[Line]:
