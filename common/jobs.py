@@ -30,6 +30,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     input: dict[str, Any]
     params: dict[str, Any] = {}
     user: str = "anonymous"
+    api_key: str = ""  # id of the key that asked, if one did: whose limits count it and whose usage it is
+    units: int = 0  # tokens, or seconds of audio, that it may need at most; 0: not known
     priority: Priority = "normal"
     metadata: dict[str, str] = {}
     delay_s: float | None = None
@@ -208,13 +210,16 @@ class Ticket(msgspec.Struct, frozen=True):
     lane: Priority
     queue: str
     user: str
+    units: int = 0
+    api_key: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Ticket:
         """Read one."""
         expires, attempts, deaths, timeout, tries, lane, queue, user = text.split(" ", 7)
         numbers = int(expires), int(attempts), int(deaths), int(timeout), int(tries)
-        return cls(*numbers, _LANE_OF[lane], queue, user)
+        units, _, api_key = lane[1:].partition(",")
+        return cls(*numbers, _LANE_OF[lane[0]], queue, user, int(units or 0), api_key)
 
 
 _LANE_OF: dict[str, Priority] = {lane[0]: lane for lane in LANES}

@@ -248,6 +248,8 @@ class Queue:
             spec.model if spec.base else "",
             int((spec.keep_s or 0) * 1000),
             encode(spec.hook) if spec.hook else b"",
+            spec.units,
+            spec.api_key,
         ]
 
     async def cancel(self, job_id: str) -> None:
@@ -304,6 +306,8 @@ class Queue:
             function=work.function,
             front=work.front,
             user=ticket.user,
+            api_key=ticket.api_key,
+            units=ticket.units,
             priority=ticket.lane,
             metadata=decode(metadata) if metadata else {},
             timeout_s=ticket.timeout_ms / 1000,

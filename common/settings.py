@@ -15,7 +15,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common import address
 from common.destinations import networks_of
-from common.errors import SettingsInvalid
+from common.errors import InvalidField, SettingsInvalid
+from common.limits import Policy
 
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
 Count = Annotated[int, Field(ge=1)]
@@ -50,6 +51,12 @@ class Settings(BaseSettings):
     retention_s: Seconds = Field(86_400, description="how long a finished job's record and result are kept")
     idempotency_s: Seconds = Field(86_400, description="how long an Idempotency-Key is remembered")
     events_kept: Count = Field(10_000, description="state events kept in a shard's stream")
+
+    # Tenants
+    tiers: dict[str, tuple[str, ...]] = Field(
+        {"free": ("requests=100/1h",), "premium": ("requests=1000/1h", "weight=2"), "custom": ()},
+        description="what the keys of each tier may use, limit by limit (JSON); a key's own limits win",
+    )
 
     # Batches
     batch_jobs: Count = Field(256, description="jobs of a process' batches that wait or run at a time, in the low lane")
@@ -125,6 +132,16 @@ class Settings(BaseSettings):
     def _address_is_known(cls, url: str) -> str:
         address.parse(url)
         return url
+
+    @field_validator("tiers")
+    @classmethod
+    def _tiers_are_limits(cls, tiers: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, texts in tiers.items():
+            try:
+                Policy.parse(texts, name)
+            except InvalidField as error:
+                raise ValueError(str(error)) from None
+        return tiers
 
     @field_validator("webhook_allow")
     @classmethod

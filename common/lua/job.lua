@@ -8,7 +8,8 @@
 -- A lease is `<id>:<step>`, the step that began the delivery: it holds for as long as
 -- that is the last one, so that the fence is one comparison, and two deliveries never have the same.
 -- A record's `ticket` is what the queue must know of a job, in one field because each field read costs as much as
--- the rest of the look: `<expires> <attempts> <deaths> <timeout> <tries> <first letter of the lane> <queue> <user>`.
+-- the rest of the look: `<expires> <attempts> <deaths> <timeout> <tries> <lane> <queue> <user>`. The lane is its first
+-- letter, then what the job is thought to need (tokens or seconds of audio; nothing: not known), then `,` and the API key.
 -- Entries of streams hold an id without its first six characters, which are the same for a whole shard.
 local P = KEYS[1]
 local clock = redis.call('TIME')
@@ -79,14 +80,16 @@ local function of_lease(held) return string.sub(held, 1, 28), string.sub(held, 3
 
 local function of_ticket(ticket)
   local lanes = {h = 'high', n = 'normal', l = 'low'}
-  local expires, attempts, deaths, timeout, tries, lane, queue, user =
-    string.match(ticket, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%l) (%S+) (.*)$')
+  local expires, attempts, deaths, timeout, tries, lane, units, api_key, queue, user =
+    string.match(ticket, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%l)(%d*),?(%w*) (%S+) (.*)$')
   return {expires = expires, attempts = attempts, deaths = deaths, timeout = timeout, tries = tries,
-    lane = lanes[lane], queue = queue, user = user}
+    lane = lanes[lane], units = tonumber(units) or 0, api_key = api_key, queue = queue, user = user}
 end
 
 local function to_ticket(t)
   local lane = string.sub(t.lane, 1, 1)
+  if t.units > 0 then lane = lane .. string.format('%d', t.units) end
+  if t.api_key ~= '' then lane = lane .. ',' .. t.api_key end
   return table.concat({t.expires, t.attempts, t.deaths, t.timeout, t.tries, lane, t.queue, t.user}, ' ')
 end
 

@@ -1,10 +1,10 @@
 -- submit: accept jobs: idempotency, the queue's bound, the record, the user's place, all or nothing per job.
 -- KEYS[1] shard prefix
--- ARGV    idempotency_ms, max_depth, events_kept, ordinary ttl_ms, then 16 per job: id, queue, lane, user, due_ms (0: now),
+-- ARGV    idempotency_ms, max_depth, events_kept, ordinary ttl_ms, then 18 per job: id, queue, lane, user, due_ms (0: now),
 --         ttl_ms, timeout_ms, max_attempts, work, metadata, retry_of, idempotency digest ('' none), fingerprint,
 --         the model asked for ('': the queue's), keep_ms (0: a finished record goes after its retention; else this long
 --         after now, whenever it finishes),
---         its webhook (JSON; '': none)
+--         its webhook (JSON; '': none), the units it is thought to need (0: not known), its API key's id ('': none)
 -- returns per job: {'new', id, its first step, jobs that waited before it} | {'same' | 'mismatch', id} |
 --         {'full', seconds until there is room}
 -- atomic because a job must never be visible without its record, nor accepted twice for one key; the id is made
@@ -74,7 +74,7 @@ local function accept(i)
   end
   local expires = string.format('%d', NOW + ARGV[i + 5])
   append(record, 'ticket', to_ticket({expires = expires, attempts = 0, deaths = 0, timeout = ARGV[i + 6],
-    tries = ARGV[i + 7], lane = lane, queue = queue, user = user}))
+    tries = ARGV[i + 7], lane = lane, units = tonumber(ARGV[i + 16]), api_key = ARGV[i + 17], queue = queue, user = user}))
   local hook = ARGV[i + 15]
   append(record, 'history', hook == '' and step or 'w ' .. step)
   if hook ~= '' then append(record, 'hook', hook) end
@@ -90,7 +90,7 @@ local function accept(i)
   return {'new', id, step, depth.n - 1}
 end
 
-for i = 5, #ARGV, 16 do append(answers, accept(i)) end
+for i = 5, #ARGV, 18 do append(answers, accept(i)) end
 if #expiry > 0 then redis.call('ZADD', P .. 'expiry', unpack(expiry)) end
 events = {} -- nobody can follow a job whose id nobody has yet, and who comes later reads the job first
 finish(EVENTS_KEPT)

@@ -35,6 +35,13 @@ def test_a_ticket_reads_back_with_spaces_in_the_users_name() -> None:
     ticket = Ticket.parse("1795408002765 1 2 600000 3 l generation:demo Ada of London")
     assert (ticket.lane, ticket.queue, ticket.user) == ("low", "generation:demo", "Ada of London")
     assert (ticket.expires_ms, ticket.attempts, ticket.deaths, ticket.tries) == (1795408002765, 1, 2, 3)
+    assert (ticket.units, ticket.api_key) == (0, "")
+
+
+def test_a_ticket_tells_what_the_job_may_need_and_which_key_asked() -> None:
+    ticket = Ticket.parse("1795408002765 1 2 600000 3 n1200,k7f3 generation:demo ada")
+    assert (ticket.lane, ticket.units, ticket.api_key, ticket.user) == ("normal", 1200, "k7f3", "ada")
+    assert Ticket.parse("1795408002765 1 2 600000 3 h,k7f3 generation:demo ada").api_key == "k7f3"
 
 
 @pytest.mark.parametrize("raw", [b"", b"null", b"[]", b"{}", b'{"input":1}', b'{"input":{},"v":2}', b"\x80\x04K\x01."])
