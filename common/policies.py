@@ -46,7 +46,7 @@ def door(policy: Policy) -> dict[str, object]:
 
 
 def share(policy: Policy) -> dict[str, object]:
-    """What claiming.lua reads: `{"weight": W, "in_progress": N, "limits": [as at the door]}`; {} for an ordinary one."""
+    """What claiming.lua reads: `{"weight": W, "in_progress": N, "limits": [as at the door]}`; {} if ordinary."""
     limits = _rows(limit for limit in policy.limits if limit.wait)
     out: dict[str, object] = {} if policy.weight == 1.0 else {"weight": policy.weight}
     if policy.in_progress:
