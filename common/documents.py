@@ -37,7 +37,7 @@ def record_out(record: JobRecord) -> dict[str, Any]:
         "waiting_for": record.waiting_for,
         "error": record.error,
         "usage": record.usage,
-        "metrics": {"queue_ms": record.queue_ms, "run_ms": record.run_ms},
+        "metrics": {"queue_ms": record.queue_ms, "run_ms": record.run_ms, "gpu_ms": record.gpu_ms},
         "metadata": record.metadata,
         "retry_of": record.retry_of,
         "links": {

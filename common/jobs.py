@@ -168,6 +168,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None
     queue_ms: int | None
     run_ms: int | None
+    gpu_ms: int | None  # its runs' part of their workers' busy time
     metadata: dict[str, str]
     retry_of: str | None
     history: list[tuple[int, State, float]]  # (seq, state, Unix seconds)

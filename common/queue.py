@@ -55,7 +55,10 @@ class Key(NamedTuple):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How one run ended; `seq` is the number of the last event the worker wrote for the job."""
+    """How one run ended; `seq` is the number of the last event the worker wrote for the job.
+
+    `gpu_ms` is the run's part of its worker's busy time (`workers/meter.py`).
+    """
 
     job: ClaimedJob
     kind: Literal["completed", "incomplete", "failed", "retry", "release"]
@@ -63,6 +66,7 @@ class Outcome(msgspec.Struct, frozen=True):
     body: bytes = b""
     usage: bytes = b""
     delay_ms: int = 0
+    gpu_ms: int = 0
 
     @classmethod
     def done(cls, job: ClaimedJob, seq: int, result: JobResult) -> Outcome:
@@ -494,7 +498,7 @@ def _ends(outcomes: Sequence[Outcome]) -> list[Any]:
     args: list[Any] = []
     for one in outcomes:
         extra = one.delay_ms if one.kind == "retry" else one.usage
-        args += (one.job.lease, one.kind, one.seq + 1, one.body, extra)
+        args += (one.job.lease, one.kind, one.seq + 1, one.body, extra, one.gpu_ms)
     return args
 
 

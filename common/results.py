@@ -26,7 +26,7 @@ from common.states import TERMINAL, State
 from common.vectors import rendered
 from common.wakes import Wakes
 
-_FIELDS = ["ticket", "history", "worker", "due", "error", "usage", "metadata", "retry_of", "model"]
+_FIELDS = ["ticket", "history", "worker", "due", "error", "usage", "metadata", "retry_of", "model", "gpu_ms"]
 #: Upper bounds of the wait and run histograms, in seconds (`common/lua/job.lua` has the same); then +Inf.
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 #: Most index entries looked at for one page of a list: bounds what a narrow filter may cost.
@@ -388,6 +388,7 @@ def _record(job_id: str, values: list[bytes | None]) -> JobRecord:
         usage=decode(texts["usage"]) if "usage" in texts else None,
         queue_ms=_milliseconds(_last(history, State.QUEUED), started),
         run_ms=_milliseconds(started, finished),
+        gpu_ms=int(texts["gpu_ms"]) if "gpu_ms" in texts else None,
         metadata=decode(texts["metadata"]) if "metadata" in texts else {},
         retry_of=texts.get("retry_of"),
         history=history,

@@ -25,6 +25,10 @@ class MetricsOut(BaseModel):
 
     queue_ms: int | None = Field(description="From accepted (or due) to started.")
     run_ms: int | None = Field(description="From started to finished.")
+    gpu_ms: int | None = Field(
+        None,
+        description="Its part of its workers' busy time: of a moment in which n jobs run, each has an n-th.",
+    )
 
 
 class LinksOut(BaseModel):

@@ -67,6 +67,7 @@ def new_record(submitted: Submitted, spec: JobSpec, settings: Settings) -> JobRe
         usage=None,
         queue_ms=None,
         run_ms=None,
+        gpu_ms=None,
         metadata=spec.metadata,
         retry_of=spec.retry_of,
         history=[first],

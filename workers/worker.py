@@ -32,6 +32,7 @@ from common.queue import Answer, Event, Outcome, Queue
 from common.results import Results
 from common.settings import Settings
 from workers.beat_process import BeatProcess
+from workers.meter import Meter
 from workers.outbox import Outbox, patiently
 from workers.run import Run
 from workers.settings_class import effective_settings, get_kwargs
@@ -60,6 +61,7 @@ class Worker(ArqWorker):
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"  # never used again
         self.running: dict[str, Run] = {}
         self._suspects: list[Run] = []
+        self._meter = Meter()
         self.stale = 0
         self._started_at = time.time()
         self._takes_job = {name: _takes_job(f.coroutine) for name, f in self.functions.items()}
@@ -262,11 +264,13 @@ class Worker(ArqWorker):
     # -- running one job: execute, outcome, commit
 
     async def _run(self, run: Run) -> None:
+        began = self._meter.start()
         outcome = await self._outcome(run)
+        gpu_ms = self._meter.end(began)
         if outcome is None:
             self._settle(run)  # stopped, and not ours to write about
             return
-        self.outbox.add_outcome(outcome)
+        self.outbox.add_outcome(msgspec.structs.replace(outcome, gpu_ms=gpu_ms) if gpu_ms else outcome)
 
     async def _outcome(self, run: Run) -> Outcome | None:
         try:

@@ -3,6 +3,7 @@ local q, RETENTION_MS = at(ARGV[1]), nil
 local JOB = P .. 'job:'
 local OUTCOMES = {completed = 'c', incomplete = 'i', failed = 'f', retry = 's', release = 'q'}
 local answers, leases, closed = {}, {}, {}
+local measured = {jobs = 0, units = 0, gpu = 0} -- of the runs of this call that ended with a result
 
 local function stop(id, code, history, step, number, body, usage)
   local key, field = JOB .. id, code == 'f' and 'error' or 'result'
@@ -26,6 +27,20 @@ local function stop(id, code, history, step, number, body, usage)
   observe(q, 'run', NOW - tonumber(string.sub(step, -13)))
 end
 
+-- Tokens or seconds of audio that a run has used.
+local function units_of(usage)
+  return tonumber(string.match(usage, '"total_tokens":(%d+)') or string.match(usage, '"audio_seconds":([%d.]+)') or 0)
+end
+
+-- What the queue's jobs cost of late, over about 200 of them: claiming.lua expects the next ones to cost as much.
+local function measure()
+  if measured.gpu == 0 and measured.units == 0 then return end
+  local kept = redis.call('HMGET', q .. 'meta', 'pace:jobs', 'pace:units', 'pace:gpu')
+  local fades = 0.995 ^ measured.jobs
+  redis.call('HSET', q .. 'meta', 'pace:jobs', (kept[1] or 0) * fades + measured.jobs,
+    'pace:units', (kept[2] or 0) * fades + measured.units, 'pace:gpu', (kept[3] or 0) * fades + measured.gpu)
+end
+
 -- A handled failure counts an attempt: another one after a pause, or the end.
 local function fail(id, code, history, step, number, body, delay_ms)
   local ticket = of_ticket(redis.call('HGET', JOB .. id, 'ticket'))
@@ -45,7 +60,7 @@ local function is_mine(id, history, step)
 end
 
 local function commit(i)
-  local held, number, body, extra = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+  local held, number, body, extra, gpu_ms = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], tonumber(ARGV[i + 5])
   local id, step = of_lease(held)
   local code = OUTCOMES[ARGV[i + 1]]
   local history = redis.call('HGET', JOB .. id, 'history')
@@ -53,6 +68,7 @@ local function commit(i)
     return history and is_mine(id, history, step) and 'mine' or 'lost'
   end
   append(leases, held)
+  if gpu_ms > 0 then redis.call('HINCRBY', JOB .. id, 'gpu_ms', ARGV[i + 5]) end
   if code == 'q' then
     local ticket = of_ticket(redis.call('HGET', JOB .. id, 'ticket'))
     give_back(id, q, ticket.lane, history, number)
@@ -61,6 +77,8 @@ local function commit(i)
     fail(id, code, history, step, number, body, code == 's' and extra)
   else
     stop(id, code, history, step, number, body, extra)
+    measured.jobs, measured.gpu = measured.jobs + 1, measured.gpu + gpu_ms
+    measured.units = measured.units + units_of(extra)
   end
   return 'stored'
 end
@@ -68,8 +86,9 @@ end
 local function commit_from(first, retention_ms)
   RETENTION_MS = retention_ms
   even_when_full()
-  for i = first, #ARGV, 5 do append(answers, commit(i)) end
+  for i = first, #ARGV, 6 do append(answers, commit(i)) end
   if #leases > 0 then redis.call('ZREM', q .. 'leases', unpack(leases)) end
   if #closed > 0 then redis.call('ZREM', P .. 'expiry', unpack(closed)) end
+  measure()
   return answers
 end

@@ -46,7 +46,18 @@ def create_app(settings: Settings) -> FastAPI:
     async def decoded(request: Request, body: dict[str, Any]) -> dict[str, Any]:
         entry = await _add(request, msgspec.json.encode(body))
         record = {"id": entry, "object": "job", "status": "queued", "created_at": time.time(), "metadata": {}}
-        empty = ("started_at", "finished_at", "run_at", "worker", "error", "usage", "queue_ms", "run_ms", "retry_of")
+        empty = (
+            "started_at",
+            "finished_at",
+            "run_at",
+            "worker",
+            "error",
+            "usage",
+            "queue_ms",
+            "run_ms",
+            "gpu_ms",
+            "retry_of",
+        )
         return {**record, "kind": body["kind"], "model": body["model"], **dict.fromkeys(empty)}
 
     return app

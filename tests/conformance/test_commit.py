@@ -9,6 +9,7 @@ import pytest
 from common.errors import NotFound
 from common.jobs import JobError, JobResult, encode
 from common.queue import Event, Outcome, backoff_s
+from common.scripts import execute
 from tests.conformance.world import QUEUE, MakeWorld, World
 
 DAY_MS = 86_400_000
@@ -610,3 +611,25 @@ async def test_after_retention_only_what_is_bounded_is_left(world: World) -> Non
     assert await world.depth() == 0
     assert DAY_MS > await world.ttl_ms(f"{world.q}claimed:worker-1") > 0
     assert await world.ttl_ms(f"{world.q}control:worker-1") > 0
+
+
+async def test_what_all_runs_of_a_job_took_of_their_workers_time_is_in_its_record(world: World) -> None:
+    await world.submit()
+    job = await world.claim_one()
+    assert await world.commit(Outcome(job, "release", job.seq, gpu_ms=30)) == ["stored"]
+    job = await world.claim_one()
+    done = Outcome(job, "completed", job.seq, b"{}", b'{"total_tokens":7}', gpu_ms=200)
+    assert await world.commit(done) == ["stored"]
+    assert await world.commit(done) == ["mine"]
+    assert (await world.results.record(job.id)).gpu_ms == 230
+
+
+async def test_a_queue_knows_what_its_jobs_cost_of_late(world: World) -> None:
+    for units, gpu_ms in ((10, 100), (30, 100)):
+        await world.submit()
+        job = await world.claim_one()
+        usage = b'{"prompt_tokens":2,"total_tokens":%d}' % units
+        await world.commit(Outcome(job, "completed", job.seq, b"{}", usage, gpu_ms=gpu_ms))
+    kept = await execute(world.redis, "HMGET", f"{world.q}meta", "pace:jobs", "pace:units", "pace:gpu")
+    jobs, used, gpu = (float(value or 0) for value in kept)
+    assert (round(jobs, 2), round(gpu / used, 1)) == (2.0, 5.0)

@@ -32,7 +32,7 @@ async def test_a_job_is_accepted_with_202_its_address_and_its_record(client: htt
     assert set(RECORD) <= set(record)
     assert (record["status"], record["queue_position"]) == ("queued", 1)
     assert record["waiting_for"] == "a worker: none is running for this model"
-    assert set(record["metrics"]) == {"queue_ms", "run_ms"}
+    assert set(record["metrics"]) == {"queue_ms", "run_ms", "gpu_ms"}
     assert set(record["links"]) == {"self", "result", "events", "cancel"}
 
 

@@ -90,6 +90,7 @@ def test_a_record_is_terminal_when_it_has_an_end(finished_at: float | None, term
         usage=None,
         queue_ms=None,
         run_ms=None,
+        gpu_ms=None,
         metadata={},
         retry_of=None,
         history=[],

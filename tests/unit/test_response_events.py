@@ -25,7 +25,7 @@ CALL: dict[str, Any] = {"index": 0, "id": "call_1", "type": "function", "functio
 def record(state: State, error: JobError | None = None, usage: Any = None) -> JobRecord:
     """A job's record."""
     nothing: dict[str, Any] = dict.fromkeys(
-        ("run_at", "worker", "queue_position", "waiting_for", "queue_ms", "run_ms", "retry_of", "started_at")
+        ("run_at", "worker", "queue_position", "waiting_for", "queue_ms", "run_ms", "gpu_ms", "retry_of", "started_at")
     )
     return JobRecord(
         id="job_00abc",
