@@ -471,6 +471,20 @@ MUTANTS = (
         "id",
         f"{RESPONSES}::test_the_end_of_a_response_in_the_background_is_told_by_its_own_id",
     ),
+    Mutant(
+        "an answer begins anew after its engine's death",
+        "workers/generation.py",
+        'emitted = await ctx["emitted"](job) if job.claims > 1 else []',
+        "emitted: list[dict[str, Any]] = []",
+        "tests/faults/test_engine_killed.py",
+    ),
+    Mutant(
+        "a recording begins anew after its worker's death",
+        "workers/transcription.py",
+        'emitted = await ctx["emitted"](job) if job.claims > 1 else []',
+        "emitted: list[dict[str, Any]] = []",
+        "tests/faults/test_transcription_killed.py",
+    ),
 )
 
 
