@@ -13,6 +13,7 @@
     ├── NotAllowedNow           409  the job's state does not allow this
     ├── IdempotencyMismatch     422  the key was used with another request
     ├── QueueFull               429  the queue's bound is reached
+    ├── LimitReached            429  the API key has used up a limit
     ├── TooMany                 429  as many files or unfinished batches as there may be
     ├── StoreUnavailable        503  Redis does not answer or refuses to write
     ├── DestinationRefused           a webhook's address is one that we do not call
@@ -29,8 +30,12 @@ can leave the HTTP edge to its status, problem type and whether a retry can help
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+#: OpenAI's clients wait no longer than this for a retry, whatever they are told.
+PATIENCE_S = 120
 
 
 class JarvisError(Exception):
@@ -140,6 +145,36 @@ class QueueFull(JarvisError):
         super().__init__(f"queue {queue} is full; try again in {retry_after_s} s")
 
 
+class LimitReached(JarvisError):
+    """The API key has used up a limit: `violated` has the names of those in the way, the first one in words.
+
+    `retry_after_s` is when the same request fits again, None when it never can; `limits` is how all of them stand.
+    """
+
+    def __init__(
+        self, violated: Sequence[str], need: float, most: float, retry_after_s: float | None, limits: Any = ()
+    ) -> None:
+        self.violated = tuple(violated)
+        self.retry_after_s = retry_after_s
+        self.limits = limits
+        name = self.violated[0]
+        what = name.partition("-")[0].replace("_", " ")
+        if retry_after_s is None:
+            words = f"this needs {need:g} {what}, and limit {name} gives at most {most:g} at once"
+            if what == "tokens":
+                words += "; what counts is the prompt and max_tokens, for each of n answers"
+        elif what == "waiting":
+            words = f"{most:g} jobs of this key wait, which is its limit; try again in {retry_after_s:g} s"
+        else:
+            words = f"limit {name} is used up: this needs {need:g} {what}; try again in {retry_after_s:g} s"
+        super().__init__(words)
+
+    @property
+    def retryable(self) -> bool:
+        """Whether a client that waits by itself should: OpenAI's do so for two minutes at most."""
+        return self.retry_after_s is not None and self.retry_after_s <= PATIENCE_S
+
+
 class TooMany(JarvisError):
     """As many are kept as there may be."""
 
@@ -219,6 +254,7 @@ PROBLEMS: dict[type[JarvisError], Problem] = {
     NotAllowedNow: Problem(409, "about:blank", "Conflict", False),
     IdempotencyMismatch: Problem(422, "about:blank", "Idempotency-Key Reused", False),
     QueueFull: Problem(429, f"{_IANA}#quota-exceeded", "Queue Full", True),
+    LimitReached: Problem(429, f"{_IANA}#quota-exceeded", "Limit Reached", True),
     TooMany: Problem(429, f"{_IANA}#quota-exceeded", "Too Many", True),
     EndpointsFull: Problem(429, f"{_IANA}#quota-exceeded", "Too Many Endpoints", False),
     StoreUnavailable: Problem(503, f"{_IANA}#temporary-reduced-capacity", "Service Unavailable", True),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from common.limits import Left
 from common.states import STATES, State
 from common.vectors import Vectors
 from common.webhooks import Hook
@@ -32,6 +33,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     user: str = "anonymous"
     api_key: str = ""  # id of the key that asked, if one did: whose limits count it and whose usage it is
     units: int = 0  # tokens, or seconds of audio, that it may need at most; 0: not known
+    cost_micros: int = 0  # what that may cost at most, in millionths; 0: nothing, or not known
     priority: Priority = "normal"
     metadata: dict[str, str] = {}
     delay_s: float | None = None
@@ -127,13 +129,14 @@ class Submitted(msgspec.Struct, frozen=True):
     """The answer to a submit. `created` is false when an earlier submit of the same thing is attached to.
 
     A new job's `step` is the first of its history, and `ahead` the jobs that waited in its queue: with what was
-    asked for, that is its whole record.
+    asked for, that is its whole record. `limits` are its key's, as they stand now.
     """
 
     id: str
     created: bool
     step: str | None = None
     ahead: int | None = None
+    limits: tuple[Left, ...] = ()
 
 
 class JobEvent(msgspec.Struct, frozen=True):

@@ -100,6 +100,30 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
         return [str(limit) for limit in self.limits] + plain + weight
 
 
+class Left(msgspec.Struct, frozen=True):
+    """How one limit of a key stands at a moment: what is left of it, and how long until all of it is there again."""
+
+    what: str
+    window_s: int
+    amount: float
+    left: float
+    reset_ms: int
+
+    @property
+    def name(self) -> str:
+        """As Limit's."""
+        return f"{self.what}-{self.window_s}s"
+
+    @classmethod
+    def parse(cls, text: str) -> tuple[Left, ...]:
+        """Read what `standing_of` in `common/lua/limits.lua` writes."""
+        return tuple(_left(*row.split(" ")) for row in text.split(";") if row)
+
+
+def _left(what: str, window_ms: str, amount: str, left: str, reset_ms: str) -> Left:
+    return Left(what, int(window_ms) // 1000, float(amount), float(left), int(reset_ms))
+
+
 def _metered(what: str, rest: str, text: str, field: str) -> Limit:
     head, *options = rest.split(",")
     amount_text, _, window_text = head.partition("/")

@@ -26,6 +26,7 @@ from common.errors import (
     IdempotencyMismatch,
     JarvisError,
     JobFailed,
+    LimitReached,
     NotAllowedNow,
     NotFound,
     QueueFull,
@@ -33,6 +34,7 @@ from common.errors import (
 )
 from common.jobs import ClaimedJob, JobError, JobResult, JobSpec, Submitted, Ticket, Work, decode, encode, parse_history
 from common.keys import Keys, new_job_id
+from common.limits import Left
 from common.settings import Settings
 from common.states import State
 from common.vectors import stored
@@ -153,7 +155,7 @@ class Queue:
     # -- a caller's moves
 
     async def submit(self, spec: JobSpec, idempotency: Key | None = None) -> Submitted:
-        """Accept one job. Raises QueueFull, IdempotencyMismatch, StoreUnavailable."""
+        """Accept one job. Raises QueueFull, LimitReached, IdempotencyMismatch, StoreUnavailable."""
         return (await self.submit_many([spec], [idempotency]))[0]
 
     async def submit_many(self, specs: Sequence[JobSpec], idempotency: Sequence[Key | None] = ()) -> list[Submitted]:
@@ -167,7 +169,8 @@ class Queue:
     async def submit_each(
         self, specs: Sequence[JobSpec], idempotency: Sequence[Key | None] = (), ids: Sequence[str] = ()
     ) -> list[Submitted | JarvisError]:
-        """Accept jobs, in order; one that is refused has its QueueFull or IdempotencyMismatch in its place.
+        """Accept jobs, in order; one that is refused has its QueueFull, LimitReached or IdempotencyMismatch in
+        its place.
 
         With `ids` the caller names them: a job that is there under its id already is attached to.
         Raises StoreUnavailable; some may have been accepted then, and the same call with keys attaches to those.
@@ -210,7 +213,8 @@ class Queue:
     async def _sent(self, prefix: str, args: list[Any]) -> list[Any]:
         settings = self.settings
         ordinary_ms = int(settings.default_ttl_s * 1000)
-        head = (int(settings.idempotency_s * 1000), settings.max_depth, settings.events_kept, ordinary_ms)
+        usage_ms = settings.usage_kept_days * 86_400_000
+        head = (int(settings.idempotency_s * 1000), settings.max_depth, settings.events_kept, ordinary_ms, usage_ms)
         try:
             return await scripts.run(self.redis, "submit", prefix, *head, *args)  # type: ignore[no-any-return]
         except UNAVAILABLE as error:
@@ -254,6 +258,7 @@ class Queue:
             encode(spec.hook) if spec.hook else b"",
             spec.units,
             spec.api_key,
+            spec.cost_micros,
         ]
 
     async def cancel(self, job_id: str) -> None:
@@ -489,9 +494,22 @@ def _submitted(spec: JobSpec, reply: list[Any]) -> Submitted | JarvisError:
         return QueueFull(spec.queue, int(reply[1]))
     if answer == b"mismatch":
         return IdempotencyMismatch()
+    if answer == b"limited":
+        return _limited(reply)
     if answer == b"new":
-        return Submitted(reply[1].decode(), True, reply[2].decode(), reply[3])
-    return Submitted(reply[1].decode(), False)
+        return Submitted(reply[1].decode(), True, reply[2].decode(), reply[3], _limits(reply, 4))
+    return Submitted(reply[1].decode(), False, limits=_limits(reply, 2))
+
+
+def _limited(reply: list[Any]) -> LimitReached:
+    retry_after_s = None if reply[1] < 0 else max(reply[1], 1) / 1000
+    return LimitReached(
+        reply[2].decode().split(" "), float(reply[3]), float(reply[4]), retry_after_s, _limits(reply, 5)
+    )
+
+
+def _limits(reply: list[Any], place: int) -> tuple[Left, ...]:
+    return Left.parse(reply[place].decode()) if len(reply) > place else ()
 
 
 def _ends(outcomes: Sequence[Outcome]) -> list[Any]:

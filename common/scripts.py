@@ -23,13 +23,13 @@ REFUSALS = {"OOM": OutOfMemoryError, **dict.fromkeys(("READONLY", "MISCONF", "NO
 
 @cache
 def source(name: str) -> str:
-    """A script's text with what it includes."""
-    text = (FOLDER / f"{name}.lua").read_text()
-    lines = [
-        (FOLDER / line.removeprefix(INCLUDE).strip()).read_text() if line.startswith(INCLUDE) else line
-        for line in text.splitlines()
-    ]
-    return "\n".join(lines)
+    """A script's text with what it includes, and what that includes."""
+    lines = (FOLDER / f"{name}.lua").read_text().splitlines()
+    return "\n".join(source(_included(line)) if line.startswith(INCLUDE) else line for line in lines)
+
+
+def _included(line: str) -> str:
+    return line.removeprefix(INCLUDE).strip().removesuffix(".lua")
 
 
 @cache

@@ -57,6 +57,9 @@ class Settings(BaseSettings):
         {"free": ("requests=100/1h",), "premium": ("requests=1000/1h", "weight=2"), "custom": ()},
         description="what the keys of each tier may use, limit by limit (JSON); a key's own limits win",
     )
+    usage_kept_days: int = Field(
+        400, ge=1, le=3660, description="how long sums of usage by key, model and day are kept"
+    )
 
     # Batches
     batch_jobs: Count = Field(256, description="jobs of a process' batches that wait or run at a time, in the low lane")

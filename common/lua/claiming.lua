@@ -31,6 +31,7 @@ local function lease(id, job)
     deliveries, suspect = past_of(history, ticket)
   end
   observe(q, 'wait', NOW - since_of(history))
+  wait_no_more(id, string.match(ticket, ',(%w+) ') or '')
   local after, step = move(id, q, history, 'p', number)
   redis.call('HSET', JOB .. id, 'history', after, 'worker', worker)
   local member = id .. ':' .. step

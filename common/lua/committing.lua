@@ -13,6 +13,7 @@ local function stop(id, code, history, step, number, body, usage)
   else
     redis.call('HSET', key, 'history', after, field, body)
   end
+  account(id, code, history, usage)
   tell(id, code, history)
   redis.call('PEXPIRE', key, RETENTION_MS, 'NX') -- a record that must be kept longer has its end already
   if #history > 31 or number ~= '3' then -- it has, or may have, token events
@@ -51,6 +52,7 @@ local function fail(id, code, history, step, number, body, delay_ms)
   local due = NOW + delay_ms
   redis.call('HSET', JOB .. id, 'history', (move(id, q, history, 's', number)), 'error', body, 'due', due)
   schedule(id, due)
+  wait_on(id, ticket.api_key)
 end
 
 -- Whether a commit under this lease was stored before. What follows the lease's step tells, but for two moves that a
@@ -72,6 +74,7 @@ local function commit(i)
   if code == 'q' then
     local ticket = of_ticket(redis.call('HGET', JOB .. id, 'ticket'))
     give_back(id, q, ticket.lane, history, number)
+    wait_on(id, ticket.api_key)
     redis.call('HSET', JOB .. id, 'by', step)
   elseif code == 'f' or code == 's' then
     fail(id, code, history, step, number, body, code == 's' and extra)

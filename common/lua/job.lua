@@ -201,6 +201,8 @@ local function tell(id, code, history)
     {'job', id, 'subject', hook.subject and 'resp_' .. short or id})
 end
 
+-- include limits.lua
+-- include usage.lua
 -- What every terminal move does beside writing the state.
 local function close(id, retention_ms)
   redis.call('PEXPIRE', P .. 'job:' .. id, retention_ms, 'NX') -- one that must be kept longer has its end already
@@ -230,6 +232,8 @@ local function end_job(id, code, reason, message, retention_ms, by_now, read)
   end
   redis.call('HSET', key, 'history', (move(id, q, history, code, next_number(id, history))),
     'error', cjson.encode({code = reason, message = message}))
+  if before ~= 'p' then wait_no_more(id, ticket.api_key) end
+  account(id, code, history, '')
   tell(id, code, history)
   close(id, retention_ms)
   return STATES[before]
@@ -278,6 +282,8 @@ local function finish(events_kept)
     end
     ring(q)
   end
+  keep_buckets()
+  keep_usage()
   for q, fields in pairs(tally) do
     for field, by in pairs(fields) do redis.call('HINCRBY', q .. 'counts', field, by) end
   end

@@ -23,6 +23,7 @@ local function rescue(q, queue, held)
     park(id, queue, 'poisoned: ' .. reason)
   else
     give_back(id, q, ticket.lane, job[2], next_number(id, job[2]))
+    wait_on(id, ticket.api_key)
   end
   moved = moved + 1
 end

@@ -1,16 +1,21 @@
 -- submit: accept jobs: idempotency, the queue's bound, the record, the user's place, all or nothing per job.
 -- KEYS[1] shard prefix
--- ARGV    idempotency_ms, max_depth, events_kept, ordinary ttl_ms, then 18 per job: id, queue, lane, user, due_ms (0: now),
+-- ARGV    idempotency_ms, max_depth, events_kept, ordinary ttl_ms, usage_ms (how long sums of usage are kept), then 19 per job: id, queue, lane, user, due_ms (0: now),
 --         ttl_ms, timeout_ms, max_attempts, work, metadata, retry_of, idempotency digest ('' none), fingerprint,
 --         the model asked for ('': the queue's), keep_ms (0: a finished record goes after its retention; else this long
 --         after now, whenever it finishes),
---         its webhook (JSON; '': none), the units it is thought to need (0: not known), its API key's id ('': none)
+--         its webhook (JSON; '': none), the units it is thought to need (0: not known), its API key's id ('': none),
+--         what it is thought to cost (millionths)
 -- returns per job: {'new', id, its first step, jobs that waited before it} | {'same' | 'mismatch', id} |
---         {'full', seconds until there is room}
+--         {'full', seconds until there is room} | {'limited', ms until its key's limits let it through (-1: never), the
+--         limits in the way, what it needs and the most that there can be of the first}; then, of a key with limits, how
+--         those stand now
 -- atomic because a job must never be visible without its record, nor accepted twice for one key; the id is made
---         by the caller, so that sending the same call again after a lost reply changes nothing.
+--         by the caller, so that sending the same call again after a lost reply changes nothing. What a key may use is
+--         taken at the moment at which its job is accepted: a job that was accepted before, or is refused, takes nothing.
 -- include job.lua
 local IDEMPOTENCY_MS, MAX_DEPTH, EVENTS_KEPT, ORDINARY_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local USAGE_MS = ARGV[5]
 local depths, answers, expiry = {}, {}, {}
 
 local function depth_of(queue)
@@ -34,11 +39,13 @@ end
 local ttl
 local function ordinary_ttl()
   if not ttl then
-    ttl = redis.call('HGET', P .. 'ordinary', 'ttl_ms')
+    local known = redis.call('HMGET', P .. 'ordinary', 'ttl_ms', 'usage_ms')
+    ttl = known[1]
     if not ttl then
       redis.call('HSET', P .. 'ordinary', 'ttl_ms', ORDINARY_TTL_MS)
       ttl = ORDINARY_TTL_MS
     end
+    if known[2] ~= USAGE_MS then redis.call('HSET', P .. 'ordinary', 'usage_ms', USAGE_MS) end
   end
   return ttl
 end
@@ -53,6 +60,48 @@ local function earlier(id, digest, fingerprint)
   return {'same', job}
 end
 
+-- What a job needs of its key's limits.
+local function needs_of(i)
+  local needs, units = {requests = 1}, tonumber(ARGV[i + 16])
+  needs[string.sub(ARGV[i + 1], 1, 14) == 'transcription:' and 'audio_seconds' or 'tokens'] = units
+  needs.cost = ARGV[i + 18] / 1000000
+  return needs
+end
+
+-- How many jobs of a key wait. At the bound it looks whether some of them do so no more: of a record that is gone
+-- (Redis lost data), or that a person removed, nobody will tell.
+local function waiting_of(api_key, most)
+  local key = P .. 'waits:' .. api_key
+  local n = redis.call('SCARD', key)
+  if n < most then return n end
+  for _, id in ipairs(redis.call('SRANDMEMBER', key, 20)) do
+    local history = redis.call('HGET', P .. 'job:' .. id, 'history')
+    if not history or not string.find('sq', code_of(history), 1, true) then n = n - redis.call('SREM', key, id) end
+  end
+  return n
+end
+
+local function refuse(q, wait, names, need, most)
+  for _, name in ipairs(names) do count(q, 'limited:' .. name, 1) end
+  return {'limited', wait, table.concat(names, ' '), need, most}
+end
+
+-- Hold a job against its key's limits, and take what it needs. Returns why it is refused, if it is.
+local function stopped_at(door, i, queue, api_key)
+  local q = at(queue)
+  if door.waiting and waiting_of(api_key, door.waiting) >= door.waiting then
+    return refuse(q, room_in(depth_of(queue)) * 1000, {'waiting'}, '1', string.format('%d', door.waiting))
+  end
+  if not door.limits then return end
+  local needs = needs_of(i)
+  local wait, violated = take_from('k:' .. api_key, door.limits, needs)
+  if not wait then return nil, held_of('k:' .. api_key, needs) end
+  local names = {}
+  for _, limit in ipairs(violated) do append(names, string.format('%s-%ds', limit[1], limit[3] / 1000)) end
+  local first = violated[1]
+  return refuse(q, wait, names, string.format('%.14g', needs[first[1]]), string.format('%.14g', first[4]))
+end
+
 local function accept(i)
   local id, queue, lane, user, due = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], tonumber(ARGV[i + 4])
   local digest, fingerprint = ARGV[i + 11], ARGV[i + 12]
@@ -60,6 +109,14 @@ local function accept(i)
   if known then return known end
   local depth = depth_of(queue)
   if depth.n >= MAX_DEPTH then return {'full', room_in(depth)} end
+  local api_key, held = ARGV[i + 17], nil
+  local door = door_of(api_key)
+  if door then
+    local why
+    why, held = stopped_at(door, i, queue, api_key)
+    if why then return why end
+    if door.waiting then redis.call('SADD', P .. 'waits:' .. api_key, id) end
+  end
   depth.n = depth.n + 1
 
   local q, code = at(queue), due > NOW and 's' or 'q'
@@ -74,7 +131,7 @@ local function accept(i)
   end
   local expires = string.format('%d', NOW + ARGV[i + 5])
   append(record, 'ticket', to_ticket({expires = expires, attempts = 0, deaths = 0, timeout = ARGV[i + 6],
-    tries = ARGV[i + 7], lane = lane, units = tonumber(ARGV[i + 16]), api_key = ARGV[i + 17], queue = queue, user = user}))
+    tries = ARGV[i + 7], lane = lane, units = tonumber(ARGV[i + 16]), api_key = api_key, queue = queue, user = user}))
   local hook = ARGV[i + 15]
   append(record, 'history', hook == '' and step or 'w ' .. step)
   if hook ~= '' then append(record, 'hook', hook) end
@@ -82,6 +139,7 @@ local function accept(i)
   if ARGV[i + 9] ~= '' then append(record, 'metadata', ARGV[i + 9]) end
   if ARGV[i + 10] ~= '' then append(record, 'retry_of', ARGV[i + 10]) end
   if ARGV[i + 13] ~= '' then append(record, 'model', ARGV[i + 13]) end
+  if held and held ~= '' then append(record, 'held', held) end
   redis.call('HSET', P .. 'job:' .. id, unpack(record))
   if ARGV[i + 14] ~= '0' then redis.call('PEXPIRE', P .. 'job:' .. id, ARGV[i + 14]) end
   redis.call('XADD', P .. 'index', '*', 'j', short_of(id), 'u', user)
@@ -90,7 +148,12 @@ local function accept(i)
   return {'new', id, step, depth.n - 1}
 end
 
-for i = 5, #ARGV, 18 do append(answers, accept(i)) end
+for i = 6, #ARGV, 19 do
+  local answer = accept(i)
+  local door = door_of(ARGV[i + 17])
+  if door and door.limits then append(answer, standing_of('k:' .. ARGV[i + 17], door.limits)) end
+  append(answers, answer)
+end
 if #expiry > 0 then redis.call('ZADD', P .. 'expiry', unpack(expiry)) end
 events = {} -- nobody can follow a job whose id nobody has yet, and who comes later reads the job first
 finish(EVENTS_KEPT)

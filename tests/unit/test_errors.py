@@ -16,6 +16,7 @@ from common.errors import (
     MalformedBody,
     NotAllowedNow,
     NotFound,
+    LimitReached,
     QueueFull,
     StoreUnavailable,
     TooMany,
@@ -76,7 +77,12 @@ def test_facts_are_attributes() -> None:
 
 
 def test_only_what_another_try_can_help_is_retryable() -> None:
-    assert {cls for cls, problem in PROBLEMS.items() if problem.retryable} == {QueueFull, TooMany, StoreUnavailable}
+    assert {cls for cls, problem in PROBLEMS.items() if problem.retryable} == {
+        QueueFull,
+        LimitReached,
+        TooMany,
+        StoreUnavailable,
+    }
 
 
 def test_a_subclass_leaves_as_its_nearest_class() -> None:

@@ -12,7 +12,7 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, Res
 
 from common import batches, endpoints, files, outbox, queue, results, scripts, wakes
 
-INCLUDED = ("job", "claiming", "committing", "batch")
+INCLUDED = ("job", "claiming", "committing", "batch", "limits", "usage")
 NAMES = sorted(path.stem for path in scripts.FOLDER.glob("*.lua") if path.stem not in INCLUDED)
 
 
