@@ -70,7 +70,10 @@ local function commit(i)
     return history and is_mine(id, history, step) and 'mine' or 'lost'
   end
   append(leases, held)
-  if gpu_ms > 0 then redis.call('HINCRBY', JOB .. id, 'gpu_ms', ARGV[i + 5]) end
+  if gpu_ms > 0 then
+    redis.call('HINCRBY', JOB .. id, 'gpu_ms', ARGV[i + 5])
+    count_gpu(id, gpu_ms)
+  end
   if code == 'q' then
     local ticket = of_ticket(redis.call('HGET', JOB .. id, 'ticket'))
     give_back(id, q, ticket.lane, history, number)

@@ -29,11 +29,18 @@ local function wait_no_more(id, api_key)
   append(gone_on[api_key], id)
 end
 
--- Whose it is, as it stands in the sums: of a job's ticket and of the model that it names when that is not the queue's.
-local function who_of(ticket, model)
-  local api_key, queue, user = string.match(ticket, '^%d+ %d+ %d+ %d+ %d+ %l%d*,?(%w*) (%S+) (.*)$')
-  local who = ' ' .. (api_key == '' and '-' or api_key) .. ' ' .. (model or string.match(queue, ':(.+)')) .. ' ' .. user
-  return who, api_key
+-- Whose a job is, as that stands in the sums; its key; what is held for it of the key's limits. Asked twice at most, one
+-- job after the other. The model is the one that was asked for.
+local whose_id, whose_it
+local function whose(id)
+  if whose_id == id then return whose_it end
+  local job = redis.call('HMGET', P .. 'job:' .. id, 'ticket', 'model', 'held')
+  local api_key, queue, user = string.match(job[1], '^%d+ %d+ %d+ %d+ %d+ %l%d*,?(%w*) (%S+) (.*)$')
+  local model = job[2] or string.match(queue, ':(.+)')
+  whose_id = id
+  whose_it = {api_key = api_key, held = job[3],
+    name = ' ' .. (api_key == '' and '-' or api_key) .. ' ' .. model .. ' ' .. user}
+  return whose_it
 end
 
 -- What a job's usage (JSON) says, by what limits are in.
@@ -53,11 +60,10 @@ end
 
 -- Count a job that has just ended, once: with its end, in the same script. `usage` is '' when it has no result.
 local function account(id, code, history, usage)
-  local job = redis.call('HMGET', P .. 'job:' .. id, 'ticket', 'model', 'held')
-  local who, api_key = who_of(job[1], job[2])
-  use(who, STATES[code], 1)
-  local used = usage ~= '' and used_of(who, usage)
-  local door = job[3] and door_of(api_key)
+  local job = whose(id)
+  use(job.name, STATES[code], 1)
+  local used = usage ~= '' and used_of(job.name, usage)
+  local door = job.held and door_of(job.api_key)
   if not door then return end
   -- Of a run that was stopped, or broke off in the middle of its answer, nobody knows what it took: then all that was
   -- held for it counts, or stopping a stream just before its end would cost nothing.
@@ -65,15 +71,11 @@ local function account(id, code, history, usage)
     return
   end
   local since = tonumber(string.match(history, '^w? ?%d+%l(%d+)'))
-  settle('k:' .. api_key, door.limits or {}, job[3], used or {tokens = 0, audio_seconds = 0, cost = 0}, since)
+  settle('k:' .. job.api_key, door.limits or {}, job.held, used or {tokens = 0, audio_seconds = 0, cost = 0}, since)
 end
 
 -- Time that a run has kept a GPU busy, however it ended.
-local function count_gpu(id, ms)
-  if ms <= 0 then return end
-  local job = redis.call('HMGET', P .. 'job:' .. id, 'ticket', 'model')
-  use((who_of(job[1], job[2])), 'gpu_ms', ms)
-end
+local function count_gpu(id, ms) use(whose(id).name, 'gpu_ms', ms) end
 
 local function keep_usage()
   for api_key, ids in pairs(gone_on) do
