@@ -6,6 +6,7 @@ No list, however long, keeps this process from its other callers for more than a
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -60,6 +61,7 @@ async def submit(
             break
     for spec, answer in zip(specs, answers, strict=True):
         await submitter.forget_recording(spec, answer)
+        submitter.learn(spec, answer)
     if all(isinstance(answer, JarvisError) for answer in answers):
         raise answers[0]  # type: ignore[misc]
     return list(zip(specs, answers, strict=True))
@@ -79,7 +81,7 @@ async def _checked(
             spec = await submitter.spec_of(decode_item(item))
             # A newline is in no caller's key, so that no key is another one's with a number.
             keys.append(key_of(spec, f"{idempotency_key}\n{number}" if idempotency_key else None))
-            specs.append(submitter.outliving_its_delay(spec))
+            specs.append(await submitter.metering.measured(submitter.outliving_its_delay(spec)))
         except JarvisError as error:
             wrong += [_within(number, entry) for entry in problems.entries_of(error) or []]
             if len(wrong) >= MAX_ENTRIES:
@@ -122,4 +124,4 @@ def _refused(number: int, error: JarvisError, path: str) -> dict[str, Any]:
 
 def retry_after_s(answered: Sequence[tuple[JobSpec, Answer]]) -> int:
     """When the refused ones may be sent again; a second, to ask for the others, when none was refused."""
-    return max(getattr(answer, "retry_after_s", 1) for _, answer in answered)
+    return max(math.ceil(getattr(answer, "retry_after_s", 1) or 1) for _, answer in answered)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.errors import BodyTooLarge
-from producer import problems
+from producer import problems, rates
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +69,13 @@ class _Answering:
         self.send = send
         self.started = False
         self.request_id = f"req_{secrets.token_hex(12)}"
+        self.limits = rates.watch()
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
             own = [(b"x-request-id", self.request_id.encode()), (b"x-content-type-options", b"nosniff")]
-            message = {**message, "headers": [*message["headers"], *own]}
+            message = {**message, "headers": [*message["headers"], *own, *self.limits.headers()]}
         await self.send(message)
 
 

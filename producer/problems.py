@@ -6,6 +6,7 @@ Whatever a handler raises ends here; no other module builds an error answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +22,7 @@ from starlette.responses import Response
 from common.errors import (
     InvalidField,
     JarvisError,
+    LimitReached,
     MalformedBody,
     NotAllowedNow,
     Problem,
@@ -29,6 +31,7 @@ from common.errors import (
     problem_of,
     shown,
 )
+from producer import rates
 from producer.explain import Entry, Invalid, invalid_parameters, plain
 from producer.openai.errors import document as openai_document
 from producer.openai.errors import is_openai, not_here
@@ -87,6 +90,8 @@ def of_error(error: JarvisError, instance: str) -> Response:
         # The rest of a body that is too large is not worth reading.
         headers={"connection": "close"} if problem.status == 413 else None,
         members=_members(error),
+        code=_limit_code(error) if isinstance(error, LimitReached) else None,
+        retryable=getattr(error, "retryable", None),
     )
 
 
@@ -110,20 +115,26 @@ def _answer(
     retry_after_s: float | None = None,
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, Any] | None = None,
+    code: str | None = None,
+    retryable: bool | None = None,
 ) -> Response:
     if is_openai(instance):
         # Where the SDKs expect 400 for whatever is wrong with a request.
         status = 400 if problem.status == 422 and problem.title == "Unprocessable Content" else problem.status
         param = entries[0]["field"] if entries else None
-        document, media_type = openai_document(status, detail, param, CODES.get(problem.title)), "application/json"
+        document, media_type = (
+            openai_document(status, detail, param, code or CODES.get(problem.title)),
+            "application/json",
+        )
     else:
         status, media_type = problem.status, MEDIA_TYPE
         document = _document(problem, detail, instance, entries, members)
-    out = {"x-should-retry": "true" if problem.retryable else "false", **(headers or {})}
+    retryable = problem.retryable if retryable is None else retryable
+    out = {"x-should-retry": "true" if retryable else "false", **(headers or {})}
     if retry_after_s is not None:
         out |= {
-            "retry-after": str(max(1, round(retry_after_s))),
-            "retry-after-ms": str(round(retry_after_s * 1000)),
+            "retry-after": str(max(1, math.ceil(retry_after_s))),
+            "retry-after-ms": str(math.ceil(retry_after_s * 1000)),
         }
     return Response(msgspec.json.encode(document), status, out, media_type)
 
@@ -158,7 +169,15 @@ def _members(error: JarvisError) -> dict[str, Any]:
         return {"known": error.known}
     if isinstance(error, NotAllowedNow):
         return {"state": error.state}
+    if isinstance(error, LimitReached):
+        return {"violated-policies": list(error.violated)}
     return {}
+
+
+def _limit_code(error: LimitReached) -> str:
+    # OpenAI tells apart what comes back soon from what is used up.
+    spent = not error.retryable or any(name.startswith("cost-") for name in error.violated)
+    return "insufficient_quota" if spent else "rate_limit_exceeded"
 
 
 def entries_of(error: JarvisError) -> list[Entry] | None:
@@ -179,6 +198,8 @@ async def _on_jarvis_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, JarvisError)
     if problem_of(error).status == 500:
         raise error
+    if isinstance(error, LimitReached):
+        rates.note_refusal(error)
     return of_error(error, request.url.path)
 
 

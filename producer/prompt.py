@@ -60,19 +60,30 @@ class Prompts:
 
     async def count(self, model: Model, texts: list[str]) -> int:
         """Tokens of texts, or a number that is certainly not more than that."""
+        exact = await self._exact(model, texts)
+        return sum(map(len, texts)) // CHARACTERS_PER_TOKEN if exact is None else exact
+
+    async def most(self, model: Model, texts: list[str], exact: bool = True) -> int:
+        """Tokens of texts, or a number that is not less than that: without its tokenizer, or if not `exact`."""
+        counted = await self._exact(model, texts, special=True) if exact else None
+        # A token covers at least one byte.
+        return sum(len(text.encode()) + NOT_BYTES for text in texts) if counted is None else counted
+
+    async def _exact(self, model: Model, texts: list[str], special: bool = False) -> int | None:
         characters = sum(map(len, texts))
         if characters > model.max_model_len * CHARACTERS_PER_TOKEN:
-            return characters // CHARACTERS_PER_TOKEN
+            return None
         if model.alias not in self._tokenizers:
             async with self._one_long:
                 await asyncio.to_thread(self._load, model)
         tokenizer = self._tokenizers.get(model.alias)
         if tokenizer is None:
-            return characters // CHARACTERS_PER_TOKEN
+            return None
+        special = special or len(texts) == 1
         if characters <= THREAD_CHARACTERS:
-            return _count(tokenizer, texts)
+            return _count(tokenizer, texts, special)
         async with self._one_long:
-            return await asyncio.to_thread(_count, tokenizer, texts)
+            return await asyncio.to_thread(_count, tokenizer, texts, special)
 
     def _load(self, model: Model) -> None:
         path = _tokenizer_file(model)
@@ -96,9 +107,8 @@ def _contents(asked: dict[str, Any]) -> tuple[str, list[str]]:
     return "input.messages", [text for message in asked["messages"] for text in texts(message.get("content"))]
 
 
-def _count(tokenizer: Tokenizer, texts: list[str]) -> int:
+def _count(tokenizer: Tokenizer, texts: list[str], special: bool) -> int:
     # A prompt's special tokens count; those of a conversation are its template's, which is not applied here.
-    special = len(texts) == 1
     return sum(len(tokenizer.encode(text, add_special_tokens=special).ids) for text in texts)
 
 

@@ -15,16 +15,17 @@ from pydantic import ValidationError
 
 from common.catalogue import Catalogue, Model
 from common.destinations import ALLOWED, Destinations
-from common.errors import DestinationRefused, InvalidField, JarvisError, StoreUnavailable
+from common.errors import DestinationRefused, InvalidField, JarvisError, LimitReached, StoreUnavailable
 from common.jobs import JobSpec, Submitted
 from common.queue import Key, Queue
 from common.settings import Settings
-from producer import embed_params
+from producer import embed_params, rates
 from producer.abilities import Abilities
 from producer.explain import invalid_body
 from producer.gather import Gathering
 from producer.prompt import Prompts
 from producer.schemas import Request, job_request
+from producer.units import Metering
 from producer.upload import Recording
 
 
@@ -37,6 +38,7 @@ class Submitter:
         self.settings = settings
         self.destinations = Destinations(settings.webhook_allow)
         self.prompts = Prompts()
+        self.metering = Metering(catalogue, settings, self.prompts)
         self.abilities = Abilities()
         self._gathered: defaultdict[str, Gathering] = defaultdict(lambda: Gathering(queue))
 
@@ -53,7 +55,8 @@ class Submitter:
         """
         spec = await self.spec_of(body, recording)
         key = key_of(spec, idempotency_key)
-        spec = await self.with_recording_stored(self.outliving_its_delay(spec))
+        spec = await self.metering.measured(self.outliving_its_delay(spec))
+        spec = await self.with_recording_stored(spec)
         try:
             submitted = await self._accepted(spec, key, alone)
         except JarvisError as error:
@@ -64,13 +67,27 @@ class Submitter:
 
     async def accept(self, spec: JobSpec, idempotency_key: str | None, alone: bool) -> Submitted:
         """Accept a job that was checked and may start now."""
-        return await self._accepted(spec, key_of(spec, idempotency_key), alone)
+        key = key_of(spec, idempotency_key)
+        return await self._accepted(await self.metering.measured(spec), key, alone)
 
     async def _accepted(self, spec: JobSpec, key: Key | None, alone: bool) -> Submitted:
-        if alone:
-            return await self.queue.submit(spec, key)
         shard = self.queue.keys.shard_of_queue(spec.queue)
-        return await self._gathered[shard].submit(spec, key)
+        try:
+            submitted = await (self.queue if alone else self._gathered[shard]).submit(spec, key)
+        except LimitReached as error:
+            self.learn(spec, error)
+            raise
+        self.learn(spec, submitted)
+        return submitted
+
+    def learn(self, spec: JobSpec, answer: Submitted | JarvisError) -> None:
+        """Note what the queue's answer says of the limits of the job's key."""
+        if isinstance(answer, LimitReached):
+            self.metering.learn(spec.api_key, answer.limits)
+            rates.note_refusal(answer)
+        elif isinstance(answer, Submitted):
+            self.metering.learn(spec.api_key, answer.limits)
+            rates.note(answer.limits)
 
     async def with_recording_stored(self, spec: JobSpec) -> JobSpec:
         """The job as it is queued: with a reference in place of its recording, if it has one."""
@@ -164,7 +181,12 @@ def key_of(spec: JobSpec, idempotency_key: str | None) -> Key | None:
 
 
 def fingerprint(spec: JobSpec) -> str:
-    """What tells apart two requests with the same Idempotency-Key; spelling out a default changes nothing."""
+    """What tells apart two requests with the same Idempotency-Key; spelling out a default changes nothing.
+
+    Nor does what we think that the job needs, nor with which of its owner's keys it comes.
+    """
+    if spec.api_key or spec.units:
+        spec = msgspec.structs.replace(spec, api_key="", units=0, cost_micros=0)
     return hashlib.sha256(msgspec.json.encode(spec, enc_hook=_digest, order="deterministic")).hexdigest()
 
 

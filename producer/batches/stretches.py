@@ -7,6 +7,7 @@ finds the jobs that it had: one that has finished is not run again, and one that
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from tempfile import SpooledTemporaryFile
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 
 from common.batches import Batch, BatchState, Live, Part, Stretch
-from common.errors import JarvisError, QueueFull
+from common.errors import JarvisError, LimitReached, QueueFull
 from common.jobs import JobRecord, JobSpec
 from common.keys import line_job_id
 from common.queue import Queue
@@ -69,6 +70,7 @@ class OpenStretch:
     waiting: list[tuple[str, JobSpec]]  # jobs that are not submitted yet
     running: set[str]  # jobs of which no end is known
     failed: set[str] = field(default_factory=set)  # jobs that have ended without a result
+    held_until: float = 0.0  # nothing is submitted before: its key's limits are used up (CLOCK_MONOTONIC, s)
 
     @property
     def jobs(self) -> int:
@@ -105,7 +107,8 @@ async def opened(tools: Tools, batch: Batch, number: int, stretch: Stretch, left
             body = document(400, first.message, first.param, first.code)
             lines.append(OpenLine(one.number, wrong.custom_id, refused={"status_code": 400, "body": body}))
             continue
-        specs = [_of_batch(spec, batch, left_s) for spec in line.prepared.specs]
+        measured = tools.here.submitter.metering.measured
+        specs = [await measured(_of_batch(spec, batch, left_s)) for spec in line.prepared.specs]
         ids = [_job_id(tools.queue, batch, line.number, place, spec) for place, spec in enumerate(specs)]
         lines.append(OpenLine(line.number, line.custom_id, ids, line.prepared.answer))
         waiting += zip(ids, specs, strict=True)
@@ -126,20 +129,36 @@ def _job_id(queue: Queue, batch: Batch, line: int, place: int, spec: JobSpec) ->
 
 
 async def submit(tools: Tools, stretch: OpenStretch, most: int) -> int:
-    """Submit so many of what waits; returns how many were tried. What the queue has no room for waits on.
+    """Submit so many of what waits; returns how many were tried. What the queue has no room for waits on, and so does
+    what is over its key's limits, until those let it through; what they never will is refused.
 
     Raises StoreUnavailable.
     """
     some, later = stretch.waiting[:most], stretch.waiting[most:]
-    if not some:
+    if not some or time.monotonic() < stretch.held_until:
         return 0
     ids, specs = zip(*some, strict=True)
     answers = await tools.queue.submit_each(specs, (), ids)
-    for answer in answers:
-        if isinstance(answer, JarvisError) and not isinstance(answer, QueueFull):
+    again: list[tuple[str, JobSpec]] = []
+    for one, answer in zip(some, answers, strict=True):
+        if isinstance(answer, LimitReached) and answer.retry_after_s is None:
+            await _refuse(tools, stretch, one[0], answer)
+        elif isinstance(answer, LimitReached | QueueFull):
+            again.append(one)
+            if isinstance(answer, LimitReached) and answer.retry_after_s:
+                stretch.held_until = time.monotonic() + answer.retry_after_s
+        elif isinstance(answer, JarvisError):
             raise answer
-    stretch.waiting = [one for one, answer in zip(some, answers, strict=True) if isinstance(answer, QueueFull)] + later
+    stretch.waiting = [one for one in again + later if one[0] in stretch.running]
     return len(some)
+
+
+async def _refuse(tools: Tools, stretch: OpenStretch, job_id: str, error: LimitReached) -> None:
+    line = next(line for line in stretch.lines if job_id in line.jobs)
+    body = document(429, str(error), None, "insufficient_quota")
+    line.refused = {"status_code": 429, "body": body}
+    await tools.queue.cancel_each(line.jobs)  # those of it that went through
+    stretch.running.difference_update(line.jobs)
 
 
 async def look(tools: Tools, stretches: Sequence[OpenStretch]) -> set[int]:

@@ -1,0 +1,107 @@
+"""What a job may need at most, before it has run: tokens or seconds of audio, and money.
+
+A key's limits are held against this when the job is accepted, and set right when it ends. It is an upper bound
+wherever that can be known: what is counted too high comes back, what is counted too low was let through too early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from common.catalogue import Catalogue, Model
+from common.cost import Cost
+from common.jobs import JobSpec, Usage, encode
+from common.limits import Left
+from common.settings import Settings
+from producer.conversation import images, texts
+from producer.duration import seconds_of
+from producer.prompt import Prompts
+from producer.upload import Recording
+
+#: What a job gets that names no `max_tokens`, nor does its model (`workers/answer.py` has the same).
+DEFAULT_MAX_TOKENS = 256
+#: What a chat template may add: to a conversation (a system prompt of its own), and to each of its messages.
+TEMPLATE_TOKENS, MESSAGE_TOKENS = 64, 16
+REMEMBERED = 10_000
+
+
+class Metering:
+    """Measures jobs for their keys' limits; one for each process.
+
+    To count a prompt's tokens costs as much as to submit it: that is done for keys with a limit on them, and for keys
+    of which nothing is known yet; for others a token is taken for a byte.
+    """
+
+    def __init__(self, catalogue: Catalogue, settings: Settings, prompts: Prompts) -> None:
+        self.catalogue = catalogue
+        self.settings = settings
+        self.prompts = prompts
+        self._metered: OrderedDict[str, bool] = OrderedDict()
+
+    def learn(self, api_key: str, limits: Iterable[Left]) -> None:
+        """Note from an answer of the queue whether a key has limits that need a count."""
+        if not api_key:
+            return
+        self._metered[api_key] = any(one.what in ("tokens", "cost") for one in limits)
+        self._metered.move_to_end(api_key)
+        if len(self._metered) > REMEMBERED:
+            self._metered.popitem(last=False)
+
+    async def measured(self, spec: JobSpec) -> JobSpec:
+        """The job with what it may need."""
+        model = self.catalogue.get(spec.kind, spec.model)
+        exact = bool(spec.api_key) and self._metered.get(spec.api_key, True)
+        if spec.kind == "transcription":
+            most: Usage = {"audio_seconds": await self._seconds(spec.input.get("audio"))}
+        elif spec.kind == "embedding":
+            most = {"prompt_tokens": await self._embedded(model, spec, exact)}
+        else:
+            most = await self._generated(model, spec, exact)
+        units = sum(int(n) for n in most.values())
+        cost = max((_micros(one.cost, most) for one in self.catalogue.chain(model)), default=0)
+        return msgspec.structs.replace(spec, units=units, cost_micros=cost)
+
+    async def _generated(self, model: Model, spec: JobSpec, exact: bool) -> Usage:
+        params = {**model.defaults, **spec.params}
+        answers, room = params.get("n") or 1, model.max_model_len
+        prompt = min(await self._prompt(model, spec.input, params, exact), room)
+        each = min(params.get("max_tokens") or DEFAULT_MAX_TOKENS, room)
+        if answers == 1:
+            prompt = min(prompt, max(1, room - each)) if each < room else prompt
+            return {"prompt_tokens": prompt, "completion_tokens": min(each, room - prompt)}
+        return {"prompt_tokens": prompt, "completion_tokens": each * answers}
+
+    async def _prompt(self, model: Model, asked: dict[str, Any], params: dict[str, Any], exact: bool) -> int:
+        if "prompt" in asked:
+            return await self.prompts.most(model, [asked["prompt"]], exact)
+        messages = asked["messages"]
+        if any(images(message.get("content")) for message in messages):
+            return model.max_model_len  # how many tokens an image becomes, its model alone knows
+        words = [text for message in messages for text in texts(message.get("content"))]
+        # What a template writes of calls and tools is JSON, of which a token is a byte at least.
+        told = [message[name] for message in messages for name in ("tool_calls", "reasoning") if message.get(name)]
+        told += [params["tools"]] if params.get("tools") else []
+        around = TEMPLATE_TOKENS + MESSAGE_TOKENS * len(messages) + sum(len(encode(one)) for one in told)
+        return await self.prompts.most(model, words, exact) + around
+
+    async def _embedded(self, model: Model, spec: JobSpec, exact: bool) -> int:
+        prompt = spec.params.get("input_type") or model.defaults.get("input_type") or model.default_prompt
+        before = model.prompts.get(prompt, "") if prompt else ""
+        given = spec.input["texts"]
+        most = await self.prompts.most(model, [before + text for text in given] if before else given, exact)
+        return min(most, len(given) * model.max_model_len)
+
+    async def _seconds(self, audio: Any) -> int:
+        most = int(self.settings.max_audio_s)
+        if not isinstance(audio, Recording):
+            return most
+        return min(most, await asyncio.to_thread(seconds_of, audio.file))
+
+
+def _micros(cost: Cost | None, most: Usage) -> int:
+    return int(cost.of(most)["cost_micros"]) if cost else 0
