@@ -15,8 +15,9 @@ import msgspec
 import redis.asyncio as redis
 
 from common import scripts
+from common.access import ANONYMOUS
 from common.errors import IdempotencyMismatch, NotFound, TooMany
-from common.files import FileRecord, forget_gone, ids_after, stored
+from common.files import FileRecord, forget_gone, ids_after, list_of, stored
 from common.jobs import decode, encode
 from common.keys import Keys, is_batch_id, new_batch_id
 from common.queue import UNAVAILABLE, Key, unavailable
@@ -69,7 +70,8 @@ class BatchAsked(msgspec.Struct, frozen=True):
     window_s: float
     metadata: dict[str, str] | None = None
     output_kept_s: float | None = None
-    user: str = "anonymous"  # whose endpoints are told of its end
+    user: str = ANONYMOUS  # whose it is, and whose endpoints are told of its end
+    api_key: str = ""  # id of the key that asked, if one did: whose limits and usage its jobs are
     hook: Hook | None = None  # where its end is told beside
 
 
@@ -164,10 +166,11 @@ class Batches:
         """
         settings = self.settings
         batch_id = new_batch_id()
-        digest = hashlib.sha256(key.key.encode()).hexdigest() if key else ""
+        digest = _digest(asked, key.key) if key else ""
         args = (
             *(batch_id, encode(asked), asked.input_file_id, int(asked.window_s * 1000), settings.max_batches),
             *(digest, key.fingerprint if key else "", int(settings.idempotency_s * 1000)),
+            asked.user,
         )
         try:
             answer, *name = await scripts.run(self.redis, "batch_create", self._prefix, *args)
@@ -181,11 +184,13 @@ class Batches:
             raise IdempotencyMismatch()
         return str(name[0].decode())
 
-    async def get(self, batch_id: str) -> Batch:
+    # With `owner`, a batch of another one is not there: nothing tells it from one that never was.
+
+    async def get(self, batch_id: str, owner: str | None = None) -> Batch:
         """A batch. Raises NotFound, StoreUnavailable."""
         values = await self._call(self.redis.hmget(self._key(batch_id), list(_FIELDS)))
         found = _batch(batch_id, values)
-        if found is None:
+        if found is None or owner not in (None, found.asked.user):
             raise NotFound(batch_id, "batch")
         return found
 
@@ -195,11 +200,13 @@ class Batches:
         if await self._run("batch_cancel", batch_id) is None:
             raise NotFound(batch_id, "batch")
 
-    async def list_batches(self, after: str | None, limit: int) -> tuple[list[Batch], bool]:
+    async def list_batches(self, after: str | None, limit: int, owner: str | None = None) -> tuple[list[Batch], bool]:
         """A page of batches, newest first, and whether there are more."""
         found: list[Batch] = []
         while len(found) <= limit:
-            ids = await ids_after(self.redis, f"{self._prefix}batches", after, limit + 1, newest_first=True)
+            ids = await ids_after(
+                self.redis, list_of(self._prefix, "batches", owner), after, limit + 1, newest_first=True
+            )
             if not ids:
                 break
             after = ids[-1]
@@ -279,8 +286,8 @@ class Batches:
         return await self._move(batch_id, owner, state, files, {name: at for name, at in fields.items() if at})
 
     async def tidy(self) -> int:
-        """The list forgets batches whose records are gone; returns how many."""
-        return await forget_gone(self.redis, f"{self._prefix}batches", f"{self._prefix}batch:")
+        """The lists forget batches whose records are gone; returns how many."""
+        return await forget_gone(self.redis, self._prefix, "batches", "batch:")
 
     # -- inside
 
@@ -311,6 +318,12 @@ class Batches:
             return await call
         except UNAVAILABLE as error:
             raise unavailable(error) from error
+
+
+def _digest(asked: BatchAsked, key: str) -> str:
+    # Scoped as that of a job: see common/queue.py.
+    scope = "\0" + asked.api_key if asked.api_key else asked.user
+    return hashlib.sha256(f"{scope}\0{key}".encode()).hexdigest()
 
 
 def _standing(reply: list[Any]) -> Standing | None:

@@ -5,10 +5,13 @@
     │   ├── BodyTooLarge        413
     │   └── NoEarlierResponse   400  what a response is to go on from is not there, or not yet
     ├── MalformedBody           400  the body is not JSON that we accept
+    ├── NotAuthenticated        401  there is no API key, or none that counts
+    ├── NotPermitted            403  the API key is not for this
     ├── UnknownModel            404  no such model in the catalogue
     ├── NotFound                404  no such job, file or batch
     │   ├── NoEndpoint          404  no such webhook endpoint
     │   ├── NoDelivery          404  no such delivery of a webhook
+    │   ├── NoKey               404  no such API key
     │   └── ResponseNotFound    404  no such response
     ├── NotAllowedNow           409  the job's state does not allow this
     ├── IdempotencyMismatch     422  the key was used with another request
@@ -79,6 +82,18 @@ class MalformedBody(JarvisError):
         super().__init__(f"body is not acceptable JSON: {reason}")
 
 
+class NotAuthenticated(JarvisError):
+    """The API key is missing or not valid: send `Authorization: Bearer jv_…`."""
+
+
+class NotPermitted(JarvisError):
+    """This API key is not for this."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        self.field = field
+        super().__init__(message)
+
+
 class UnknownModel(JarvisError):
     """No model of this name is in the catalogue."""
 
@@ -113,6 +128,14 @@ class NoDelivery(NotFound):
         JarvisError.__init__(self, f"no delivery {shown(delivery_id)}; it never existed or its retention has ended")
 
 
+class NoKey(NotFound):
+    """No API key has this id."""
+
+    def __init__(self, key_id: str) -> None:
+        self.key_id = key_id
+        JarvisError.__init__(self, f"no API key {shown(key_id)}")
+
+
 class ResponseNotFound(NotFound):
     """No response has this id (or it was deleted, was not to be stored, or its retention has ended)."""
 
@@ -124,10 +147,10 @@ class ResponseNotFound(NotFound):
 class NotAllowedNow(JarvisError):
     """The job's state does not allow this."""
 
-    def __init__(self, job_id: str, state: str, action: str) -> None:
+    def __init__(self, job_id: str, state: str, action: str, what: str = "job") -> None:
         self.job_id = job_id
         self.state = state
-        super().__init__(f"job {job_id} is {state}: {action} is not allowed")
+        super().__init__(f"{what} {job_id} is {state}: {action} is not allowed")
 
 
 class IdempotencyMismatch(JarvisError):
@@ -249,6 +272,8 @@ PROBLEMS: dict[type[JarvisError], Problem] = {
     NoEarlierResponse: Problem(400, "about:blank", "Previous Response Not Found", False),
     InvalidField: Problem(422, "about:blank", "Unprocessable Content", False),
     MalformedBody: Problem(400, "about:blank", "Bad Request", False),
+    NotAuthenticated: Problem(401, "about:blank", "Unauthorized", False),
+    NotPermitted: Problem(403, "about:blank", "Forbidden", False),
     UnknownModel: Problem(404, "about:blank", "Unknown Model", False),
     NotFound: Problem(404, "about:blank", "Not Found", False),
     NotAllowedNow: Problem(409, "about:blank", "Conflict", False),

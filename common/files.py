@@ -15,6 +15,7 @@ import msgspec
 import redis.asyncio as redis
 
 from common import scripts
+from common.access import ANONYMOUS
 from common.blobs import Blobs
 from common.errors import NotFound, TooMany
 from common.jobs import decode, encode
@@ -41,6 +42,7 @@ class FileRecord(msgspec.Struct, frozen=True):
     filename: str
     purpose: str
     blob: str
+    owner: str = ANONYMOUS
 
 
 class Files:
@@ -52,11 +54,15 @@ class Files:
         self.blobs = Blobs(settings)
         self._prefix = Keys(settings.namespace, settings.shards).files
 
-    async def put(self, file: IO[bytes], size: int, filename: str, purpose: str, keep_s: float | None) -> FileRecord:
-        """Keep a file. Raises TooMany, StoreUnavailable; nothing of it is left then."""
+    # With `owner`, a file of another one is not there: nothing tells it from one that never was.
+
+    async def put(
+        self, file: IO[bytes], size: int, filename: str, purpose: str, keep_s: float | None, owner: str = ANONYMOUS
+    ) -> FileRecord:
+        """Keep a file of this owner. Raises TooMany, StoreUnavailable; nothing of it is left then."""
         keep_s = keep_s or self.settings.file_kept_s
         blob = await self.blobs.store_file(file, keep_s + AFTERWARDS_S)
-        record = made(size, filename, purpose, keep_s, blob)
+        record = made(size, filename, purpose, keep_s, blob, owner)
         # When Redis does not answer the content stays until its time is over: the record may be there.
         kept = await self._run("file_put", *stored(record), self.settings.max_files)
         if not kept and await self.tidy():
@@ -66,15 +72,17 @@ class Files:
             raise TooMany("files", self.settings.max_files)
         return record
 
-    async def get(self, file_id: str) -> FileRecord:
+    async def get(self, file_id: str, owner: str | None = None) -> FileRecord:
         """A file's record. Raises NotFound, StoreUnavailable."""
-        found = await self._call(self.redis.get(self._key(file_id)))
-        return _record(file_id, found)
+        record = _record(file_id, await self._call(self.redis.get(self._key(file_id))))
+        if owner not in (None, record.owner):
+            raise NotFound(file_id, "file")
+        return record
 
-    async def delete(self, file_id: str) -> FileRecord:
+    async def delete(self, file_id: str, owner: str | None = None) -> FileRecord:
         """Forget a file; its content stays for the batches that read it. Raises NotFound, StoreUnavailable."""
-        self._key(file_id)
-        found = await self._run("file_delete", file_id)
+        whose = (await self.get(file_id, owner)).owner
+        found = await self._run("file_delete", file_id, whose)
         return _record(file_id, found)
 
     async def content(self, record: FileRecord) -> AsyncIterator[bytes]:
@@ -91,12 +99,17 @@ class Files:
             offset += len(piece)
 
     async def list_files(
-        self, after: str | None, limit: int, newest_first: bool = True, purpose: str | None = None
+        self,
+        after: str | None,
+        limit: int,
+        newest_first: bool = True,
+        purpose: str | None = None,
+        owner: str | None = None,
     ) -> tuple[list[FileRecord], bool]:
         """A page of files, and whether there are more."""
         found: list[FileRecord] = []
         while len(found) <= limit:
-            ids = await ids_after(self.redis, f"{self._prefix}files", after, PAGE, newest_first)
+            ids = await ids_after(self.redis, list_of(self._prefix, "files", owner), after, PAGE, newest_first)
             if not ids:
                 break
             after = ids[-1]
@@ -109,8 +122,8 @@ class Files:
         return found[:limit], len(found) > limit
 
     async def tidy(self) -> int:
-        """The list forgets files whose time is over; returns how many."""
-        return await forget_gone(self.redis, f"{self._prefix}files", f"{self._prefix}file:")
+        """The lists forget files whose time is over; returns how many."""
+        return await forget_gone(self.redis, self._prefix, "files", "file:")
 
     def _key(self, file_id: str) -> str:
         if not is_file_id(file_id):
@@ -137,15 +150,20 @@ def _record(file_id: str, row: bytes | None) -> FileRecord:
         raise NotFound(file_id, "file") from None
 
 
-def made(size: int, filename: str, purpose: str, keep_s: float, blob: str) -> FileRecord:
+def made(size: int, filename: str, purpose: str, keep_s: float, blob: str, owner: str) -> FileRecord:
     """A new file's record."""
     now = int(time.time())
-    return FileRecord(new_file_id(), size, now, now + int(keep_s), filename, purpose, blob)
+    return FileRecord(new_file_id(), size, now, now + int(keep_s), filename, purpose, blob, owner)
 
 
-def stored(record: FileRecord) -> tuple[str, bytes, int]:
-    """A file as the scripts keep it: id, record, end in milliseconds."""
-    return record.id, encode(record), record.expires_at * 1000
+def stored(record: FileRecord) -> tuple[str, bytes, int, str]:
+    """A file as the scripts keep it: id, record, end in milliseconds, owner."""
+    return record.id, encode(record), record.expires_at * 1000, record.owner
+
+
+def list_of(prefix: str, what: str, owner: str | None) -> str:
+    """The key of the list of all files or batches, or of one owner's."""
+    return f"{prefix}{what}" if owner is None else f"{prefix}{what}:of:{owner}"
 
 
 async def ids_after(client: redis.Redis, key: str, after: str | None, count: int, newest_first: bool) -> list[str]:
@@ -160,8 +178,17 @@ async def ids_after(client: redis.Redis, key: str, after: str | None, count: int
     return [name.decode() for name in found]
 
 
-async def forget_gone(client: redis.Redis, key: str, record_key: str) -> int:
-    """Take those out of a list whose records are gone; returns how many."""
+async def forget_gone(client: redis.Redis, prefix: str, what: str, record: str) -> int:
+    """Take those out of the lists of all files or batches whose records are gone; returns how many."""
+    gone = await _forget(client, list_of(prefix, what, None), f"{prefix}{record}")
+    for name in await scripts.execute(client, "SMEMBERS", f"{prefix}{what}:owners"):
+        owner = name.decode()
+        await _forget(client, list_of(prefix, what, owner), f"{prefix}{record}")
+        await scripts.run(client, "list_end", prefix, what, owner)
+    return gone
+
+
+async def _forget(client: redis.Redis, key: str, record_key: str) -> int:
     gone, after = 0, None
     while ids := await ids_after(client, key, after, PAGE, newest_first=False):
         after = ids[-1]

@@ -23,12 +23,25 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P readers               zset    id -> until when somebody reads its events as they come (ms)
     P file:<id>             string  a file's record (JSON); its content is in the blob store
     P files                 zset    every file's id, which sorts by time
+    P files:of:<owner>      zset    the owner's files
+    P files:owners          set     who has files
     P batch:<id>            hash    a batch's record
     P batch:<id>:parts      hash    number of a stretch of its lines -> where their answers are (JSON)
     P batches               zset    every batch's id, which sorts by time
+    P batches:of:<owner>    zset    the owner's batches
+    P batches:owners        set     who has batches
     P batches:due           zset    unfinished batch -> when a process may take it (ms)
     P batches:bell          list    one token when there is a batch to take
     P batches:idem:<digest> string  id and fingerprint of the batch made with this key
+    P api_key:<id>          hash    an API key's record, with the SHA-256 of its text
+    P api_keys              zset    key's id -> when it was made (ms)
+    P api_keys:of:<owner>   set     the owner's keys
+    P api_keys:made         string  since when there are keys: while it is there, no call is served without one
+    P api_keys:version      string  counts changes of keys
+    P api_keys:dirty        hash    key -> version of a change that is not in `limits` and `shares` yet
+    P limits                hash    key -> what submits are held against (JSON), on every shard
+    P shares                hash    owner -> weight and what claims are held against (JSON), on every shard
+    P audit                 stream  who did what to which key, capped
     P scheduler:bell        list    wakes a scheduler when something is due earlier than it thinks
     P outbox                zset    delivery -> when it is due; of one being tried, when that worker's lease ends (ms)
     P outbox:bell           list    one token when there is a new delivery: wakes one delivery worker

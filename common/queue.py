@@ -251,7 +251,7 @@ class Queue:
             work,
             encode(spec.metadata) if spec.metadata else b"",
             spec.retry_of or "",
-            _digest(spec.user, key.key) if key else "",
+            _digest(spec, key.key) if key else "",
             key.fingerprint if key else "",
             spec.model if spec.base else "",
             int((spec.keep_s or 0) * 1000),
@@ -477,9 +477,11 @@ def due_ms(spec: JobSpec) -> int:
     return int((time.time() + spec.delay_s) * 1000) if spec.delay_s else 0
 
 
-def _digest(user: str, key: str) -> str:
-    # Scoped to the user: another user's key must not lead to this one's job.
-    return hashlib.sha256(f"{user}\0{key}".encode()).hexdigest()
+def _digest(spec: JobSpec, key: str) -> str:
+    # Scoped to who asks, by API key or else by user: another one's Idempotency-Key must not lead to this one's job.
+    # No user's name begins with a NUL, so that no user is ever taken for a key.
+    scope = "\0" + spec.api_key if spec.api_key else spec.user
+    return hashlib.sha256(f"{scope}\0{key}".encode()).hexdigest()
 
 
 def _batches(by_shard: dict[str, list[int]]) -> Iterator[tuple[str, list[int]]]:

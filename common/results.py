@@ -92,13 +92,13 @@ class Results:
 
     # -- one job
 
-    async def record(self, job_id: str, position: bool = True) -> JobRecord:
+    # With `owner`, a job of another one is not there: nothing tells it from one that never was.
+
+    async def record(self, job_id: str, position: bool = True, owner: str | None = None) -> JobRecord:
         """A job's record. Raises NotFound, StoreUnavailable."""
         prefix = self._of(job_id)
         values = await self._call(self.redis.hmget(f"{prefix}job:{job_id}", _FIELDS))
-        if values[0] is None:
-            raise NotFound(job_id)
-        record = _record(job_id, values)
+        record = _owned(job_id, values, owner)
         if position and not record.terminal:
             return await self._placed(prefix, record)
         return record
@@ -118,22 +118,20 @@ class Results:
         found = await self.look(job_id)
         return found if found.record.terminal else None
 
-    async def look(self, job_id: str, result: bool = True) -> StoredResult:
+    async def look(self, job_id: str, result: bool = True, owner: str | None = None) -> StoredResult:
         """A job as it stands, without its place, in one read. Raises NotFound, StoreUnavailable."""
         fields = [*_FIELDS, "result"] if result else _FIELDS
         values = await self._call(self.redis.hmget(f"{self._of(job_id)}job:{job_id}", fields))
-        if values[0] is None:
-            raise NotFound(job_id)
         raw = values.pop() if result else None
-        return StoredResult(_record(job_id, values), await self.rendered(raw) if raw else None)
+        record = _owned(job_id, values, owner)
+        return StoredResult(record, await self.rendered(raw) if raw else None)
 
-    async def whole(self, job_id: str) -> tuple[StoredResult, Work]:
+    async def whole(self, job_id: str, owner: str | None = None) -> tuple[StoredResult, Work]:
         """A job as it stands, and what it was asked, in one read. Raises NotFound, StoreUnavailable."""
         fields = [*_FIELDS, "result", "work"]
         *values, raw, work = await self._call(self.redis.hmget(f"{self._of(job_id)}job:{job_id}", fields))
-        if values[0] is None:
-            raise NotFound(job_id)
-        found = StoredResult(_record(job_id, values), await self.rendered(raw) if raw else None)
+        record = _owned(job_id, values, owner)
+        found = StoredResult(record, await self.rendered(raw) if raw else None)
         return found, decode(await self.blobs.load(work), type=Work)
 
     async def rendered(self, raw: bytes) -> msgspec.Raw:
@@ -168,13 +166,15 @@ class Results:
         """The record as soon as it is terminal, or as it stands when the time is over."""
         return (await self.finished(job_id, timeout_s, result=False)).record
 
-    async def finished(self, job_id: str, timeout_s: float, result: bool = True) -> StoredResult:
+    async def finished(
+        self, job_id: str, timeout_s: float, result: bool = True, owner: str | None = None
+    ) -> StoredResult:
         """As `wait`, with the result, which comes with the record of the job's end in one read.
 
         Raises NotFound and StoreUnavailable at once: there is nothing to wait for then.
         """
         with self.wakes.listen_for_end(job_id) as listener:
-            seen = await self.look(job_id, result)
+            seen = await self.look(job_id, result, owner)
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     while not seen.record.terminal:
@@ -356,6 +356,15 @@ def _below(cursor: str | None, shard: int) -> str:
     at, number = cursor.split("-")
     seq, its_shard = divmod(int(number), 256)
     return f"{at}-{seq}" if shard < its_shard else f"({at}-{seq}"
+
+
+def _owned(job_id: str, values: list[bytes | None], owner: str | None) -> JobRecord:
+    if values[0] is None:
+        raise NotFound(job_id)
+    record = _record(job_id, values)
+    if owner not in (None, record.user):
+        raise NotFound(job_id)
+    return record
 
 
 def _record(job_id: str, values: list[bytes | None]) -> JobRecord:

@@ -61,6 +61,11 @@ class Settings(BaseSettings):
         400, ge=1, le=3660, description="how long sums of usage by key, model and day are kept"
     )
 
+    key_cache_s: float = Field(
+        2.0, ge=0, le=60, description="how long a web process trusts what it read of a key: a revoked one works so long"
+    )
+    metrics_open: bool = Field(False, description="whether /metrics needs no API key, once there are keys")
+
     # Batches
     batch_jobs: Count = Field(256, description="jobs of a process' batches that wait or run at a time, in the low lane")
     batch_runs: Count = Field(32, description="batches that one process works on at a time; they share batch_jobs")

@@ -36,7 +36,7 @@ class Hook(msgspec.Struct, frozen=True, omit_defaults=True):
     secret: str = ""
     events: tuple[str, ...] | None = None  # None: whatever the end is
     payload: Payload = "thin"
-    subject: Literal["response"] | None = None
+    subject: Literal["response", "line"] | None = None  # line: one of a batch, of which nobody is told
 
     def __repr__(self) -> str:
         return f"Hook({self.payload})"

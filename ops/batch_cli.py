@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +13,12 @@ import typer
 from ops import tables
 from ops.request import texts_by_name
 from ops.screen import note, print_json, say
+from ops.server import DEFAULT_URL, INTERRUPTED, NOT_COMPLETED, USAGE, AsJson, Url, connected, show_answer
 
 if TYPE_CHECKING:
     from ops.batch_client import BatchClient
     from ops.client import Json
 
-NOT_COMPLETED, USAGE, NO_SERVER, INTERRUPTED = 1, 2, 3, 130
 HEAD = ("ID", "STATUS", "ENDPOINT", "LINES", "COMPLETED", "FAILED", "AGE")
 
 app = typer.Typer(
@@ -28,10 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-Url = Annotated[str, typer.Option("--url", envvar="JARVIS_URL", help="Where Jarvis answers.", metavar="URL")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 BatchId = Annotated[str, typer.Argument(metavar="ID", help="A batch's id.")]
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 @app.command()
@@ -49,7 +45,7 @@ def submit(
     with _server(url, as_json) as client:
         batch = client.submit_batch(file, called, window, texts_by_name(metadata) or None)
         if not wait:
-            return _show(batch, str(batch["id"]), as_json)
+            return show_answer(batch, str(batch["id"]), as_json)
         if not as_json:
             typer.echo(batch["id"])
         raise typer.Exit(_watch(client, str(batch["id"]), as_json))
@@ -65,7 +61,7 @@ def list_batches(
     """List batches, newest first."""
     with _server(url, as_json) as client:
         page = client.batches(after, limit)
-    _show(page, "\n".join(tables.table(HEAD, [_row(batch) for batch in page.get("data") or []])), as_json)
+    show_answer(page, "\n".join(tables.table(HEAD, [_row(batch) for batch in page.get("data") or []])), as_json)
     if page.get("has_more") and not as_json:
         note(f"more: --after {page['last_id']}")
 
@@ -85,7 +81,7 @@ def status(
         if watch:
             raise typer.Exit(_watch(client, batch_id, as_json))
         batch = client.batch(batch_id)
-    _show(batch, _words(batch), as_json)
+    show_answer(batch, _words(batch), as_json)
     if batch.get("status") in ("failed", "expired", "cancelled"):
         raise typer.Exit(NOT_COMPLETED)
 
@@ -95,7 +91,7 @@ def cancel(batch_id: BatchId, url: Url = DEFAULT_URL, as_json: AsJson = False) -
     """Stop a batch. What is done by then is in its output."""
     with _server(url, as_json) as client:
         batch = client.cancel_batch(batch_id)
-    _show(batch, f"{batch_id} {batch.get('status')}", as_json)
+    show_answer(batch, f"{batch_id} {batch.get('status')}", as_json)
 
 
 @app.command()
@@ -161,24 +157,7 @@ def _row(batch: Json) -> list[Any]:
     return [batch.get("id"), batch.get("status"), batch.get("endpoint"), *numbers, tables.age(batch.get("created_at"))]
 
 
-def _show(document: Json, words: str, as_json: bool) -> None:
-    if as_json:
-        print_json(document)
-    else:
-        say(words)
-
-
-@contextmanager
-def _server(url: str, as_json: bool) -> Iterator[BatchClient]:
+def _server(url: str, as_json: bool) -> AbstractContextManager[BatchClient]:
     from ops.batch_client import BatchClient
-    from ops.client import NoServer, Refused
 
-    try:
-        with BatchClient(url) as client:
-            yield client
-    except NoServer as error:
-        note(str(error))
-        raise typer.Exit(NO_SERVER) from None
-    except Refused as error:
-        note(json.dumps(error.problem, ensure_ascii=False) if as_json else str(error))
-        raise typer.Exit(NOT_COMPLETED) from None
+    return connected(BatchClient, url, as_json)

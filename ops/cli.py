@@ -6,12 +6,11 @@ to import is imported by the command that needs it, so that `--help` and complet
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from io import TextIOWrapper
@@ -21,16 +20,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from common.errors import SettingsInvalid
-from ops import batch_cli, models_cli, screen, tables, webhook_cli
+from ops import batch_cli, keys_cli, models_cli, screen, tables, webhook_cli
 from ops.request import ascii_key, given, job_input, sendable, texts_by_name, values_by_name
 from ops.screen import note, print_json
+from ops.server import DEFAULT_URL, INTERRUPTED, NOT_COMPLETED, AsJson, Url, connected, show_answer
 
 if TYPE_CHECKING:
     from ops.client import Client, Json
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_MODELS = {"generation": "demo", "embedding": "minilm"}
-NOT_COMPLETED, USAGE, NO_SERVER, INTERRUPTED = 1, 2, 3, 130
 
 EXIT_CODES = """Exit codes: 0 ok; 1 the job did not complete, the server refused, or a check failed;
 2 the command line is wrong; 3 no Jarvis answers; 130 interrupted (the job goes on)."""
@@ -44,6 +42,7 @@ app = typer.Typer(
 )
 
 app.add_typer(batch_cli.app, name="batch")
+app.add_typer(keys_cli.app, name="keys")
 app.add_typer(models_cli.app, name="models")
 app.add_typer(webhook_cli.app, name="webhooks")
 
@@ -56,17 +55,6 @@ class Lane(StrEnum):
     LOW = "low"
 
 
-def _checked_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")) or not url.partition("://")[2].strip("/"):
-        raise typer.BadParameter(f"{url!r} is not an http:// or https:// address")
-    return url
-
-
-Url = Annotated[
-    str,
-    typer.Option("--url", envvar="JARVIS_URL", callback=_checked_url, help="Where Jarvis answers.", metavar="URL"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="A job's id.")]
 After = Annotated[str | None, typer.Option(help="Where the page before ended.", metavar="CURSOR")]
 Patience = Annotated[float, typer.Option(min=0, help="How long a lost server is waited for.", metavar="SECONDS")]
@@ -171,7 +159,7 @@ def _submitted(client: Client, record: Json, *, watch_it: bool, wait: bool, as_j
         note(job_id)
         raise typer.Exit(_watch(client, job_id, as_json=as_json))
     if not wait:
-        return _show(record, job_id, as_json)
+        return show_answer(record, job_id, as_json)
     if not as_json:
         typer.echo(job_id)
     raise typer.Exit(_wait(client, job_id, as_json=as_json))
@@ -257,7 +245,7 @@ def status(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> No
     with _server(url, as_json) as client:
         record = client.record(job_id)
     known = [(name, str(value)) for name, value in tables.facts(record) if value]
-    _show(record, "\n".join(f"{name:<10} {value}" for name, value in known), as_json)
+    show_answer(record, "\n".join(f"{name:<10} {value}" for name, value in known), as_json)
 
 
 @app.command()
@@ -278,7 +266,7 @@ def result(
         if document is None or document.get("output") is None:
             note(f"no result: {job_id} is {tables.end_words(client.record(job_id))}")
             raise typer.Exit(NOT_COMPLETED)
-    _show(document, tables.result_text(document), as_json)
+    show_answer(document, tables.result_text(document), as_json)
 
 
 @app.command()
@@ -286,7 +274,7 @@ def cancel(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> No
     """Stop a job, waiting or running."""
     with _server(url, as_json) as client:
         record = client.cancel(job_id)
-    _show(record, f"{job_id} {record.get('status')}", as_json)
+    show_answer(record, f"{job_id} {record.get('status')}", as_json)
 
 
 @app.command()
@@ -294,7 +282,7 @@ def retry(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> Non
     """Run a finished job again, as a new job, and print its id."""
     with _server(url, as_json) as client:
         record = client.retry(job_id)
-    _show(record, str(record["id"]), as_json)
+    show_answer(record, str(record["id"]), as_json)
 
 
 @app.command("list")
@@ -329,7 +317,7 @@ def queues(
             _watch_queues(client, as_json)
         else:
             document = client.queues()
-            _show(document, "\n".join(tables.queue_table(document)), as_json)
+            show_answer(document, "\n".join(tables.queue_table(document)), as_json)
 
 
 def _watch_queues(client: Client, as_json: bool, every_s: float = 1.0) -> None:
@@ -350,7 +338,7 @@ def workers(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """
     with _server(url, as_json) as client:
         document = client.workers()
-        _show(document, "\n".join(tables.worker_table(document)), as_json)
+        show_answer(document, "\n".join(tables.worker_table(document)), as_json)
 
 
 @app.command()
@@ -378,7 +366,7 @@ def replay(
     """Run a parked job again, as a new job, and print its id."""
     with _server(url, as_json) as client:
         record = client.replay(parked_id)
-    _show(record, str(record["id"]), as_json)
+    show_answer(record, str(record["id"]), as_json)
 
 
 @app.command()
@@ -434,19 +422,10 @@ def _become(module: str, arguments: list[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
-@contextmanager
-def _server(url: str, as_json: bool) -> Iterator[Client]:
-    from ops.client import Client, NoServer, Refused
+def _server(url: str, as_json: bool) -> AbstractContextManager[Client]:
+    from ops.client import Client
 
-    try:
-        with Client(url) as client:
-            yield client
-    except NoServer as error:
-        note(str(error))
-        raise typer.Exit(NO_SERVER) from None
-    except Refused as error:
-        note(json.dumps(error.problem, ensure_ascii=False) if as_json else str(error))
-        raise typer.Exit(NOT_COMPLETED) from None
+    return connected(Client, url, as_json)
 
 
 def _screen(client: Client, job_id: str, as_json: bool) -> screen.Plain:
@@ -459,16 +438,9 @@ def _exit_code(state: object) -> int:
     return 0 if state == "completed" else NOT_COMPLETED
 
 
-def _show(document: Json, words: str, as_json: bool) -> None:
-    if as_json:
-        print_json(document)
-    else:
-        screen.say(words)
-
-
 def _show_page(page: Json, as_json: bool, head: tuple[str, ...], row: Callable[[Json], list[Any]]) -> None:
     rows = [row(entry) for entry in page.get("data") or []]
-    _show(page, "\n".join(tables.table(head, rows)), as_json)
+    show_answer(page, "\n".join(tables.table(head, rows)), as_json)
     if page.get("next") and not as_json:
         note(f"more: --after {page['next']}")
 
@@ -477,7 +449,7 @@ def _show_page(page: Json, as_json: bool, head: tuple[str, ...], row: Callable[[
 def _refreshed(as_json: bool) -> Iterator[Any]:
     """Show a document again and again: over itself in a terminal, one after another elsewhere."""
     if as_json or not screen.in_terminal():
-        yield lambda document: _show(document, "\n".join(tables.queue_table(document)), as_json)
+        yield lambda document: show_answer(document, "\n".join(tables.queue_table(document)), as_json)
         return
     from rich.live import Live
     from rich.text import Text

@@ -21,6 +21,7 @@ import httpx
 
 from common.errors import JarvisError
 from common.states import TERMINAL
+from ops import own_key
 
 ANSWER_TIMEOUT_S = 30.0  # a plain request that takes longer is given up
 CONNECT_TIMEOUT_S = 5.0
@@ -85,8 +86,10 @@ class Client:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+        key = own_key.for_server(loopback)
         self._http = httpx.Client(
             base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             trust_env=not loopback,  # a proxy of the environment cannot reach this machine's loopback
             verify=self.url.startswith("https:"),  # reading certificates takes time that plain HTTP need not

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ops import tables
-from ops.screen import note, print_json, say
+from ops.screen import note
+from ops.server import DEFAULT_URL, NOT_COMPLETED, AsJson, Url, connected, show_answer
 
 if TYPE_CHECKING:
     from ops.client import Json
     from ops.webhook_client import WebhookClient
 
-REFUSED, NO_SERVER = 1, 3
 DAY_S = 86_400.0
 ENDPOINT_HEAD = ("ID", "STATUS", "USER", "URL", "EVENTS", "NAME", "AGE")
 DELIVERY_HEAD = ("ID", "STATUS", "EVENT", "ABOUT", "ATTEMPTS", "NEXT IN", "AGE")
@@ -28,9 +26,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-DEFAULT_URL = "http://127.0.0.1:8000"
-Url = Annotated[str, typer.Option("--url", envvar="JARVIS_URL", help="Where Jarvis answers.", metavar="URL")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 EndpointId = Annotated[str, typer.Argument(metavar="ID", help="An endpoint's id.")]
 DeliveryId = Annotated[str, typer.Argument(metavar="ID", help="A delivery's id.")]
 User = Annotated[str | None, typer.Option(help="Whose.")]
@@ -67,7 +62,7 @@ def list_endpoints(user: User = None, url: Url = DEFAULT_URL, as_json: AsJson = 
     """List endpoints, newest first."""
     with _server(url, as_json) as client:
         page = client.endpoints(user)
-    _show(page, "\n".join(tables.table(ENDPOINT_HEAD, [_endpoint_row(one) for one in page["data"]])), as_json)
+    show_answer(page, "\n".join(tables.table(ENDPOINT_HEAD, [_endpoint_row(one) for one in page["data"]])), as_json)
 
 
 @app.command()
@@ -78,7 +73,7 @@ def show(endpoint_id: EndpointId, url: Url = DEFAULT_URL, as_json: AsJson = Fals
     names = ("id", "status", "disabled_reason", "user", "url", "name", "payload", "signature", "public_key")
     facts = [(name, found.get(name)) for name in names]
     facts += [("event_types", " ".join(found["event_types"])), ("secrets_valid", found["secrets_valid"])]
-    _show(found, "\n".join(f"{name:<16} {value}" for name, value in facts if value), as_json)
+    show_answer(found, "\n".join(f"{name:<16} {value}" for name, value in facts if value), as_json)
 
 
 @app.command()
@@ -96,7 +91,7 @@ def update(
     body = {"url": address, "event_types": event or None, "name": name, "payload": payload, "enabled": enable}
     with _server(url, as_json) as client:
         changed = client.change_endpoint(endpoint_id, {key: value for key, value in body.items() if value is not None})
-    _show(changed, f"{endpoint_id} {changed['status']}", as_json)
+    show_answer(changed, f"{endpoint_id} {changed['status']}", as_json)
 
 
 @app.command()
@@ -104,7 +99,7 @@ def delete(endpoint_id: EndpointId, url: Url = DEFAULT_URL, as_json: AsJson = Fa
     """Remove an endpoint. What waits for it is not sent."""
     with _server(url, as_json) as client:
         gone = client.delete_endpoint(endpoint_id)
-    _show(gone, f"{endpoint_id} deleted", as_json)
+    show_answer(gone, f"{endpoint_id} deleted", as_json)
 
 
 @app.command()
@@ -132,9 +127,9 @@ def send_sample(
     """Send an endpoint a sample, once, and print what its receiver answered."""
     with _server(url, as_json) as client:
         tried = client.test_endpoint(endpoint_id, event)
-    _show(tried, str(tried["status_code"]), as_json)
+    show_answer(tried, str(tried["status_code"]), as_json)
     if not 200 <= tried["status_code"] < 300:
-        raise typer.Exit(REFUSED)
+        raise typer.Exit(NOT_COMPLETED)
 
 
 @app.command()
@@ -151,7 +146,7 @@ def deliveries(
     """List deliveries, newest first."""
     with _server(url, as_json) as client:
         page = client.deliveries(status=state, user=user, endpoint=endpoint, job=job, limit=limit, after=after)
-    _show(page, "\n".join(tables.table(DELIVERY_HEAD, [_delivery_row(one) for one in page["data"]])), as_json)
+    show_answer(page, "\n".join(tables.table(DELIVERY_HEAD, [_delivery_row(one) for one in page["data"]])), as_json)
     if page.get("next") and not as_json:
         note(f"more: --after {page['next']}")
 
@@ -163,7 +158,7 @@ def delivery(delivery_id: DeliveryId, url: Url = DEFAULT_URL, as_json: AsJson = 
         found = client.delivery(delivery_id)
     names = ("id", "status", "type", "event", "subject", "user", "endpoint", "url", "attempts")
     lines = [f"{name:<10} {found[name]}" for name in names if found.get(name) is not None]
-    _show(found, "\n".join([*lines, *(_attempt(one) for one in found["log"])]), as_json)
+    show_answer(found, "\n".join([*lines, *(_attempt(one) for one in found["log"])]), as_json)
 
 
 @app.command()
@@ -171,7 +166,7 @@ def redeliver(delivery_id: DeliveryId, url: Url = DEFAULT_URL, as_json: AsJson =
     """Send a delivery again now, whatever became of it. Its event keeps its id."""
     with _server(url, as_json) as client:
         again = client.redeliver(delivery_id)
-    _show(again, f"{delivery_id} {again['status']}", as_json)
+    show_answer(again, f"{delivery_id} {again['status']}", as_json)
 
 
 def _endpoint_row(one: Json) -> list[Any]:
@@ -200,29 +195,12 @@ def _attempt(one: Json) -> str:
 
 def _show_secret(made: Json, as_json: bool) -> None:
     words = [made["id"], made["signing_secret"], *([made["public_key"]] if made.get("public_key") else [])]
-    _show(made, "\n".join(words), as_json)
+    show_answer(made, "\n".join(words), as_json)
     if not as_json:
         note("the secret is not shown again")
 
 
-def _show(document: Json, words: str, as_json: bool) -> None:
-    if as_json:
-        print_json(document)
-    else:
-        say(words)
-
-
-@contextmanager
-def _server(url: str, as_json: bool) -> Iterator[WebhookClient]:
-    from ops.client import NoServer, Refused
+def _server(url: str, as_json: bool) -> AbstractContextManager[WebhookClient]:
     from ops.webhook_client import WebhookClient
 
-    try:
-        with WebhookClient(url) as client:
-            yield client
-    except NoServer as error:
-        note(str(error))
-        raise typer.Exit(NO_SERVER) from None
-    except Refused as error:
-        note(json.dumps(error.problem, ensure_ascii=False) if as_json else str(error))
-        raise typer.Exit(REFUSED) from None
+    return connected(WebhookClient, url, as_json)

@@ -1,9 +1,8 @@
-"""`python -m producer`: serves the web application on loopback until it is told to stop."""
+"""`python -m producer`: serves the web application until it is told to stop; beyond loopback only with API keys."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import socket
 import sys
@@ -11,8 +10,11 @@ import sys
 import uvicorn
 from fastapi import FastAPI
 
-from common.errors import SettingsInvalid
+from common import scripts
+from common.api_keys import ApiKeys
+from common.errors import SettingsInvalid, StoreUnavailable
 from common.settings import Settings, load_settings, mask
+from producer.address import is_loopback
 from producer.app import create_app
 
 GRACE_S = 5  # for answers in progress; whoever waits or reads events is let go at once and comes back
@@ -46,7 +48,7 @@ def main() -> None:
     """Read the settings, check them, serve."""
     try:
         settings = load_settings()
-        check_host(settings.host)
+        check_host(settings)
         app = create_app(settings)
     except SettingsInvalid as error:
         sys.exit(str(error))
@@ -73,20 +75,31 @@ def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-def check_host(host: str) -> None:
-    """Refuse to listen where strangers could come: there are no API keys yet."""
-    if host == "localhost":
+def check_host(settings: Settings) -> None:
+    """Refuse to listen where strangers could come while there are no API keys.
+
+    A Redis that does not answer now does not keep us from starting: beyond loopback every call needs a key anyway.
+    """
+    if is_loopback(settings.host):
         return
     try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+        made = asyncio.run(_any_made(settings))
+    except StoreUnavailable:
+        return
+    if not made:
         raise SettingsInvalid(
-            f"JARVIS_HOST has value {host!r}: only loopback (127.0.0.1, ::1, localhost) is allowed, since there"
-            " are no API keys yet and whoever reaches this address may use it. Put a proxy that checks callers"
-            " in front; JARVIS_ALLOW_PUBLIC will exist when there are keys."
+            f"JARVIS_HOST has value {settings.host!r}: only loopback (127.0.0.1, ::1, localhost) is allowed while there"
+            " are no API keys, since whoever reaches this address could use it. Make one first:"
+            " jarvis keys create --name NAME --tier custom"
         )
+
+
+async def _any_made(settings: Settings) -> bool:
+    client = scripts.connect(settings)
+    try:
+        return await ApiKeys(client, settings).any_made()
+    finally:
+        await client.aclose()
 
 
 def _shown_host(host: str) -> str:

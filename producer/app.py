@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from redis.exceptions import RedisError
 
+from common.api_keys import ApiKeys
 from common.batches import Batches
 from common.catalogue import Catalogue
+from common.errors import JarvisError
 from common.files import Files
 from common.heap import settle_heap
 from common.queue import Queue
 from common.results import Results
 from common.settings import Settings
-from producer import problems, webhooks
+from producer import admin, problems, webhooks
+from producer.address import is_loopback
+from producer.auth import Authentication, Authenticator
 from producer.guard import Guard
 from producer.openai import batches as openai_batches
 from producer.openai import files as openai_files
@@ -25,7 +31,10 @@ from producer.openapi import describe
 from producer.routes import Edge, router, submits
 from producer.submit import Submitter
 
+log = logging.getLogger("jarvis.keys")
+
 VERSION = "0.1.0"
+REPAIR_PAUSE_S = 5.0
 DESCRIPTION = """\
 An inference queue for people who own GPUs: every call to a model is a durable, ordered, streamed job.
 
@@ -54,8 +63,9 @@ def create_app(settings: Settings) -> FastAPI:
         "": settings.max_audio_bytes + settings.max_body_bytes,  # a recording and the job that goes with it
         "/v1/files": settings.max_file_bytes + settings.max_body_bytes,
     }
+    app.add_middleware(Authentication, metrics_open=settings.metrics_open)
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, max_form_bytes=forms)
-    own = (webhooks.router, openai.router, responses.router, openai_files.router, openai_batches.router)
+    own = (admin.router, webhooks.router, openai.router, responses.router, openai_files.router, openai_batches.router)
     for routes in (submits, openai.calls, responses.calls, router, *own):  # the first route that matches is taken
         app.include_router(routes)
     app.openapi = describe(app)  # type: ignore[method-assign]
@@ -71,10 +81,25 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     submitter = Submitter(queue, catalogue, settings)
     files, batches = Files(queue.redis, settings), Batches(queue.redis, settings)
     app.state.edge = Edge(settings, catalogue, queue, results, submitter, files, batches, app.state.stopping)
+    keys = ApiKeys(queue.redis, settings)
+    # A server that strangers can reach serves nobody without a key, even while Redis cannot say whether there are keys.
+    app.state.authenticator = Authenticator(keys, settings, always=not is_loopback(settings.host))
+    repairing = asyncio.create_task(_bring_up_to_date(keys))
     settle_heap()
     try:
         yield
     finally:
+        repairing.cancel()
         app.state.stopping.set()
         await results.close()
         await queue.close()
+
+
+async def _bring_up_to_date(keys: ApiKeys) -> None:
+    """What keys may use reaches the queues, whoever died before it did, and whatever the settings say since."""
+    while True:
+        try:
+            return await keys.apply_all()
+        except (JarvisError, RedisError) as error:
+            log.warning("the limits of API keys could not be brought up to date yet: %s", error)
+            await asyncio.sleep(REPAIR_PAUSE_S)

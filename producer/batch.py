@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from common.errors import InvalidField, JarvisError, NotFound, StoreUnavailable
+from common.access import Principal
+from common.errors import InvalidField, JarvisError, NotFound, NotPermitted, StoreUnavailable
 from common.jobs import JobSpec, Submitted
 from common.queue import SUBMIT_BATCH, Key
 from common.results import Results
@@ -43,13 +44,13 @@ class Turns:
 
 
 async def submit(
-    submitter: Submitter, items: Sequence[msgspec.Raw], idempotency_key: str | None
+    submitter: Submitter, who: Principal, items: Sequence[msgspec.Raw], idempotency_key: str | None
 ) -> list[tuple[JobSpec, Answer]]:
     """Accept jobs in order; one that is refused has the reason in its place.
 
     Raises InvalidField before any is queued, and the first one's reason when none was accepted.
     """
-    specs, keys = await _checked(submitter, items, idempotency_key)
+    specs, keys = await _checked(submitter, who, items, idempotency_key)
     specs = [await submitter.with_recording_stored(spec) for spec in specs]
     answers: list[Answer] = []
     for start in range(0, len(specs), SUBMIT_BATCH):
@@ -68,7 +69,7 @@ async def submit(
 
 
 async def _checked(
-    submitter: Submitter, items: Sequence[msgspec.Raw], idempotency_key: str | None
+    submitter: Submitter, who: Principal, items: Sequence[msgspec.Raw], idempotency_key: str | None
 ) -> tuple[list[JobSpec], list[Key | None]]:
     if not 1 <= len(items) <= MOST_JOBS:
         raise InvalidField("body", f"a list of {len(items)}", f"1 to {MOST_JOBS} jobs")
@@ -78,10 +79,12 @@ async def _checked(
     turns = Turns()
     for number, item in enumerate(items):
         try:
-            spec = await submitter.spec_of(decode_item(item))
+            spec = await submitter.spec_of(decode_item(item), who)
             # A newline is in no caller's key, so that no key is another one's with a number.
             keys.append(key_of(spec, f"{idempotency_key}\n{number}" if idempotency_key else None))
             specs.append(await submitter.metering.measured(submitter.outliving_its_delay(spec)))
+        except NotPermitted:
+            raise
         except JarvisError as error:
             wrong += [_within(number, entry) for entry in problems.entries_of(error) or []]
             if len(wrong) >= MAX_ENTRIES:

@@ -30,12 +30,20 @@ SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 async def held(
-    results: Results, job_id: str, wait_s: float, receive: Receive, stopping: asyncio.Event, result: bool
+    results: Results,
+    job_id: str,
+    wait_s: float,
+    receive: Receive,
+    stopping: asyncio.Event,
+    result: bool,
+    owner: str | None = None,
 ) -> StoredResult:
     """A job once it is terminal; before, when the time is over, the caller goes or this process stops."""
-    waiting = asyncio.ensure_future(results.finished(job_id, wait_s, result))
+    waiting = asyncio.ensure_future(results.finished(job_id, wait_s, result, owner))
     await _first(waiting, _gone(receive), stopping.wait())
-    return waiting.result() if not waiting.cancelled() else StoredResult(await results.record(job_id), None)
+    return (
+        waiting.result() if not waiting.cancelled() else StoredResult(await results.record(job_id, owner=owner), None)
+    )
 
 
 def resume_point(headers: Mapping[str, str], starting_after: int | None) -> int:

@@ -14,6 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from producer.answers import ProblemOut
+from producer.auth import OPEN
 from producer.batch import MOST_JOBS
 from producer.schemas import json_schema_of_requests
 
@@ -27,7 +28,8 @@ HEADERS = {
 RETRY_AFTER = {"retry-after": {"description": "Seconds to wait before trying again.", "schema": {"type": "integer"}}}
 ERRORS = {
     400: "The body is not JSON, or a header is malformed; `field` names it.",
-    403: "A page of another site sent a form.",
+    401: "The API key is missing or not valid; only on a server that has keys.",
+    403: "The API key is not for this, or a page of another site sent a form; `field` names what was asked for.",
     404: "There is no such job or model; for a model, `known` lists those that exist.",
     409: "The job's state does not allow this; `state` is what it is.",
     413: "The body is larger than this server accepts.",
@@ -57,6 +59,12 @@ def _bad(status: int) -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/ProblemOut"}
     content = {"application/problem+json": {"schema": schema}}
     return {"description": ERRORS[status], "headers": headers, "content": content}
+
+
+def body_of(shape: type[BaseModel], required: bool = True) -> dict[str, Any]:
+    """The `openapi_extra` of a route that reads its own body."""
+    schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 def _header(name: str, description: str, schema: dict[str, Any], example: str) -> dict[str, Any]:
@@ -135,4 +143,20 @@ def _document(app: FastAPI) -> dict[str, Any]:
     schemas |= request.pop("$defs") | {"JobRequest": request}
     problem = ProblemOut.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= problem.pop("$defs") | {"ProblemOut": problem}
+    _say_who_may(made)
     return made
+
+
+def _say_who_may(made: dict[str, Any]) -> None:
+    made["components"]["securitySchemes"] = {
+        "apiKey": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key, `jv_…`; `x-api-key` takes it too. A server without keys asks for none.",
+        }
+    }
+    for path, item in made["paths"].items():
+        if path not in OPEN:
+            for operation in item.values():
+                operation["security"] = [{"apiKey": []}]
+                operation["responses"] |= {str(status): _bad(status) for status in (401, 403)}

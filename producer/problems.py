@@ -50,11 +50,19 @@ STORE_REFUSES = ("OOM", "LOADING", "MISCONF", "READONLY", "NOREPLICAS", "BUSY ",
 
 #: What OpenAI calls some of our problems, by their titles.
 CODES = {
+    "Unauthorized": "invalid_api_key",
+    "Forbidden": "permission_denied",
     "Unknown Model": "model_not_found",
     "Not Found": "not_found",
     "Previous Response Not Found": "previous_response_not_found",
     "Queue Full": "queue_full",
     "Idempotency-Key Reused": "idempotency_key_reused",
+}
+
+
+HEADERS = {
+    401: {"www-authenticate": "Bearer"},
+    413: {"connection": "close"},  # the rest of a body that is too large is not worth reading
 }
 
 
@@ -87,8 +95,7 @@ def of_error(error: JarvisError, instance: str) -> Response:
         instance,
         entries=entries_of(error),
         retry_after_s=getattr(error, "retry_after_s", None),
-        # The rest of a body that is too large is not worth reading.
-        headers={"connection": "close"} if problem.status == 413 else None,
+        headers=HEADERS.get(problem.status),
         members=_members(error),
         code=_limit_code(error) if isinstance(error, LimitReached) else None,
         retryable=getattr(error, "retryable", None),

@@ -33,6 +33,7 @@ from producer.answers import (
     WorkerOut,
     WorkersOut,
 )
+from producer.auth import who
 from producer.body import json_body
 from producer.direct import Direct
 from producer.openapi import SUBMIT, answers
@@ -92,7 +93,9 @@ class Edge:
     async def held(self, job_id: str, wait_s: float, request: Request, result: bool = True) -> StoredResult:
         """A job, after at most `wait_s` (and `wait_max_s`) seconds."""
         wait_s = min(wait_s, self.settings.wait_max_s)
-        return await follow.held(self.results, job_id, wait_s, request.receive, self.stopping, result)
+        return await follow.held(
+            self.results, job_id, wait_s, request.receive, self.stopping, result, who(request).sees
+        )
 
 
 def edge(request: Request) -> Edge:
@@ -128,18 +131,18 @@ async def submit(request: Request) -> Response:
     `Idempotency-Key` the same request sent again is answered with the same job (for 24 hours by default); the
     same key with another request is refused (422). Keys of different users never meet.
     """
-    here = edge(request)
+    here, asks = edge(request), who(request)
     preferences = headers.preferences(request.headers, here.settings.wait_max_s)
     key = headers.idempotency_key(request.headers)
     if upload.is_form(request):
         async with upload.form(request, here.settings) as form:
-            spec, submitted = await here.submitter.submit(form.job, key, recording=form.recording)
+            spec, submitted = await here.submitter.submit(form.job, asks, key, recording=form.recording)
     else:
         body = await json_body(request)
         if isinstance(body, list):
             return await _submit_list(request, body, key, preferences)
         large = len(await request.body()) > here.settings.inline_bytes
-        spec, submitted = await here.submitter.submit(body, key, alone=large)
+        spec, submitted = await here.submitter.submit(body, asks, key, alone=large)
     out = {"Location": location(submitted.id)}
     if key and not submitted.created:
         out["Idempotent-Replayed"] = "true"
@@ -167,7 +170,7 @@ async def _submit_list(
     if headers.wants_events(request.headers):
         raise Refusal(400, "Accept", "text/event-stream", "application/json; each job of a list has its own events")
     here = edge(request)
-    answered = await batch.submit(here.submitter, items, key)
+    answered = await batch.submit(here.submitter, who(request), items, key)
     out = {"Retry-After": str(batch.retry_after_s(answered))}
     if key and not any(isinstance(one, Submitted) and one.created for _, one in answered):
         out["Idempotent-Replayed"] = "true"
@@ -180,7 +183,8 @@ async def _submit_list(
 @router.get("/v1/jobs", tags=["jobs"], summary="List jobs", responses=answers({200: (JobsOut, "One page.")}, 422, 503))
 async def list_jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> Response:
     """Jobs, newest first. With a narrow filter a page may be shorter than `limit` though `has_more` is true."""
-    page = await edge(request).results.list_jobs(**query.model_dump())
+    asked = query.model_dump() | {"user": who(request).listed(query.user)}
+    page = await edge(request).results.list_jobs(**asked)
     return answer(_page([record_out(record) for record in page.records], page.next))
 
 
@@ -194,7 +198,7 @@ async def job(request: Request, job_id: JobId, wait: WaitS = 0) -> Response:
     """The record, whatever state the job is in."""
     here = edge(request)
     if not wait:
-        return answer(record_out(await here.results.record(job_id)))
+        return answer(record_out(await here.results.record(job_id, owner=who(request).sees)))
     return answer(record_out((await here.held(job_id, wait, request, result=False)).record))
 
 
@@ -213,7 +217,10 @@ async def job(request: Request, job_id: JobId, wait: WaitS = 0) -> Response:
 async def result(request: Request, job_id: JobId, wait: WaitS = 0) -> Response:
     """The result once it is there."""
     here = edge(request)
-    found = await here.held(job_id, wait, request) if wait else await here.results.look(job_id)
+    if wait:
+        found = await here.held(job_id, wait, request)
+    else:
+        found = await here.results.look(job_id, owner=who(request).sees)
     return answer(result_out(found)) if found.record.terminal else answer(result_out(found), 202, RETRY_AFTER)
 
 
@@ -240,7 +247,7 @@ async def events(request: Request, job_id: JobId, starting_after: StartingAfter 
     """
     here = edge(request)
     after = follow.resume_point(request.headers, starting_after)
-    record = await here.results.record(job_id, position=False)
+    record = await here.results.record(job_id, position=False, owner=who(request).sees)
     if follow.nothing_follows(record, after):
         return Response(status_code=204)
     return follow.EventStream(here.results.follow_together(job_id, after), here.stopping)
@@ -255,6 +262,7 @@ async def events(request: Request, job_id: JobId, starting_after: StartingAfter 
 async def cancel(request: Request, job_id: JobId) -> Response:
     """Stop a job wherever it stands. One that has ended stays as it is; asking twice is fine."""
     here = edge(request)
+    await here.results.record(job_id, position=False, owner=who(request).sees)
     await here.queue.cancel(job_id)
     return answer(record_out(await here.results.record(job_id)))
 
@@ -268,7 +276,9 @@ async def cancel(request: Request, job_id: JobId) -> Response:
 )
 async def retry(request: Request, job_id: JobId) -> Response:
     """A new job that asks for what a failed, cancelled, expired or incomplete one did; asked twice, the same."""
-    return await _again(edge(request), await edge(request).queue.retry(job_id))
+    here = edge(request)
+    await here.results.record(job_id, position=False, owner=who(request).sees)
+    return await _again(here, await here.queue.retry(job_id))
 
 
 @router.get(

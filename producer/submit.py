@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
+from common.access import Principal
 from common.catalogue import Catalogue, Model
 from common.destinations import ALLOWED, Destinations
 from common.errors import DestinationRefused, InvalidField, JarvisError, LimitReached, StoreUnavailable
@@ -45,6 +46,7 @@ class Submitter:
     async def submit(
         self,
         body: dict[str, Any],
+        who: Principal,
         idempotency_key: str | None = None,
         alone: bool = False,
         recording: Recording | None = None,
@@ -53,7 +55,7 @@ class Submitter:
 
         One that may go to the blob store goes alone, so that no other one waits for that.
         """
-        spec = await self.spec_of(body, recording)
+        spec = await self.spec_of(body, who, recording)
         key = key_of(spec, idempotency_key)
         spec = await self.metering.measured(self.outliving_its_delay(spec))
         spec = await self.with_recording_stored(spec)
@@ -104,9 +106,10 @@ class Submitter:
         if not mine and spec.kind == "transcription":
             await self.queue.blobs.remove(str(spec.input["audio"]))
 
-    async def spec_of(self, body: dict[str, Any], recording: Recording | None = None) -> JobSpec:
-        """The job that a request describes; raises for the first thing that is wrong with it."""
+    async def spec_of(self, body: dict[str, Any], who: Principal, recording: Recording | None = None) -> JobSpec:
+        """The job that a request of this caller describes; raises for the first thing that is wrong with it."""
         request = checked(body)
+        user = who.user(request.user if "user" in request.model_fields_set else None)
         if request.webhook:
             check_webhook_url(self.destinations, "webhook.url", request.webhook.url)
         model = self.catalogue.get(request.kind, request.model)
@@ -129,7 +132,8 @@ class Submitter:
             base="" if request.model == model.alias else model.alias,
             input=asked,
             params=params,
-            user=request.user,
+            user=user,
+            api_key=who.key,
             priority=request.priority,
             metadata=request.metadata or {},
             delay_s=request.delay_s,

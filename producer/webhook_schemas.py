@@ -103,7 +103,7 @@ class NewEndpoint(Strict):
     url: Url
     event_types: Events
     name: str = Field("", max_length=256)
-    user: str = Field("anonymous", pattern=USER, description="Whose jobs it is told of.")
+    user: str | None = Field(None, pattern=USER, description="Whose jobs it is told of.")
     payload: Literal["thin", "full"] = "thin"
     signature: Literal["hmac", "ed25519"] = "hmac"
     secret: Secret = Field(None, description="A secret of your own; left out, one is made and answered once.")

@@ -1,6 +1,6 @@
 """The addresses about webhooks: standing endpoints as OpenAI's SDK calls them, and deliveries, which are ours.
 
-Until there are API keys, `user` says whose endpoint it is. A secret is in the one answer that made it.
+An endpoint is its key's owner's; without keys, `user` says whose. A secret is in the one answer that made it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pydantic import BaseModel, ValidationError
 
 from common.destinations import parse
 from common.endpoints import Endpoint, Endpoints, Secret
-from common.errors import MalformedBody, StoreUnavailable
+from common.errors import MalformedBody, NoDelivery, NoEndpoint, StoreUnavailable
 from common.outbox import Delivery, Outbox
 from common.webhooks import EVENT_TYPES, hint, new_key, new_secret, public_key
+from producer.auth import who
 from producer.body import json_body
 from producer.explain import invalid_body
 from producer.openapi import answers
@@ -48,13 +49,14 @@ DeliveryId = Annotated[str, Path(description="A delivery's id.", examples=["dlv_
 async def create(request: Request) -> Response:
     """Make an endpoint; the answer has its secret."""
     here, asked = edge(request), await _read(NewEndpoint, request)
+    user = who(request).user(asked.user)
     check_webhook_url(here.submitter.destinations, "url", asked.url)
     secret = _secret(asked.secret, asked.signature)
 
     def made(endpoint_id: str, now: float) -> Endpoint:
         return Endpoint(
             id=endpoint_id,
-            user=asked.user,
+            user=user,
             url=asked.url,
             name=asked.name,
             event_types=tuple(dict.fromkeys(asked.event_types)),
@@ -64,14 +66,14 @@ async def create(request: Request) -> Response:
             updated_at=now,
         )
 
-    endpoint = await _endpoints(here).create(made, asked.user)
+    endpoint = await _endpoints(here).create(made, user)
     return answer({**endpoint_out(endpoint), "signing_secret": secret})
 
 
 @router.get("/v1/webhook_endpoints", include_in_schema=False)
 async def list_endpoints(request: Request, query: Annotated[EndpointsQuery, Query()]) -> Response:
     """Endpoints, newest first."""
-    found = (await _endpoints(edge(request)).all(query.user))[::-1]
+    found = (await _endpoints(edge(request)).all(who(request).listed(query.user)))[::-1]
     ids = [one.id for one in found]
     if query.after is not None:
         found = found[ids.index(query.after) + 1 :] if query.after in ids else []
@@ -84,13 +86,14 @@ async def list_endpoints(request: Request, query: Annotated[EndpointsQuery, Quer
 @router.get("/v1/webhook_endpoints/{endpoint_id}", include_in_schema=False)
 async def endpoint(request: Request, endpoint_id: str) -> Response:
     """One endpoint."""
-    return answer(endpoint_out(await _endpoints(edge(request)).get(endpoint_id)))
+    return answer(endpoint_out(await _owned(request, endpoint_id)))
 
 
 @router.post("/v1/webhook_endpoints/{endpoint_id}", include_in_schema=False)
 async def change(request: Request, endpoint_id: str) -> Response:
     """Change an endpoint; enabled again, it hears of what ends from now on."""
     here, asked = edge(request), await _read(ChangedEndpoint, request)
+    await _owned(request, endpoint_id)
     if asked.url is not None:
         check_webhook_url(here.submitter.destinations, "url", asked.url)
 
@@ -108,6 +111,7 @@ async def change(request: Request, endpoint_id: str) -> Response:
 @router.delete("/v1/webhook_endpoints/{endpoint_id}", include_in_schema=False)
 async def delete(request: Request, endpoint_id: str) -> Response:
     """Remove an endpoint; what waits for it is not sent."""
+    await _owned(request, endpoint_id)
     await _endpoints(edge(request)).delete(endpoint_id)
     return answer({"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True})
 
@@ -116,7 +120,7 @@ async def delete(request: Request, endpoint_id: str) -> Response:
 async def rotate_secret(request: Request, endpoint_id: str) -> Response:
     """A new secret; the old one signs beside it for as long as was asked."""
     asked = await _read(Rotation, request)
-    before = await _endpoints(edge(request)).get(endpoint_id)
+    before = await _owned(request, endpoint_id)
     secret = _secret(asked.secret, asked.signature or _kind(before.secrets[0].text))
     rotated = await _endpoints(edge(request)).change(
         endpoint_id, lambda one: one.rotated(secret, asked.keep_s, time.time())
@@ -128,7 +132,7 @@ async def rotate_secret(request: Request, endpoint_id: str) -> Response:
 async def test(request: Request, endpoint_id: str) -> Response:
     """Send a sample and say what the receiver answered. A delivery worker sends it, as it would any other."""
     here, asked = edge(request), await _read(Trial, request)
-    found = await _endpoints(here).get(endpoint_id)
+    found = await _owned(request, endpoint_id)
     outbox = _outbox(here)
     sample = await outbox.sample(endpoint_id, found.user, asked.event_type)
     deadline = time.monotonic() + here.settings.webhook_timeout_s + SAMPLE_MARGIN_S
@@ -163,7 +167,8 @@ async def event_types() -> Response:
 )
 async def deliveries(request: Request, query: Annotated[DeliveriesQuery, Query()]) -> Response:
     """What was told or is to be told, newest first. With a narrow filter a page may be shorter than `limit`."""
-    page = await _outbox(edge(request)).page(**query.model_dump())
+    asked = query.model_dump() | {"user": who(request).listed(query.user)}
+    page = await _outbox(edge(request)).page(**asked)
     data = [delivery_out(one) for one in page.deliveries]
     return answer({"object": "list", "data": data, "has_more": page.next is not None, "next": page.next})
 
@@ -176,7 +181,7 @@ async def deliveries(request: Request, query: Annotated[DeliveriesQuery, Query()
 )
 async def delivery(request: Request, delivery_id: DeliveryId) -> Response:
     """A delivery with its last 20 attempts, oldest first: when, where to, what came back."""
-    return answer(await _with_attempts(edge(request), delivery_id))
+    return answer(await _with_attempts(request, delivery_id))
 
 
 @router.post(
@@ -188,9 +193,9 @@ async def delivery(request: Request, delivery_id: DeliveryId) -> Response:
 )
 async def redeliver(request: Request, delivery_id: DeliveryId) -> Response:
     """Send an event again now, whatever became of it, with its old id; the schedule begins anew."""
-    here = edge(request)
-    await _outbox(here).redeliver(delivery_id)
-    return answer(await _with_attempts(here, delivery_id), 202)
+    await _owned_delivery(request, delivery_id)
+    await _outbox(edge(request)).redeliver(delivery_id)
+    return answer(await _with_attempts(request, delivery_id), 202)
 
 
 def endpoint_out(one: Endpoint) -> dict[str, Any]:
@@ -235,9 +240,25 @@ def delivery_out(one: Delivery) -> dict[str, Any]:
     }
 
 
-async def _with_attempts(here: Edge, delivery_id: str) -> dict[str, Any]:
-    outbox = _outbox(here)
-    found = await outbox.get(delivery_id)
+async def _owned(request: Request, endpoint_id: str) -> Endpoint:
+    """An endpoint that its caller may see. Raises NoEndpoint."""
+    found = await _endpoints(edge(request)).get(endpoint_id)
+    if not who(request).may_see(found.user):
+        raise NoEndpoint(endpoint_id)
+    return found
+
+
+async def _owned_delivery(request: Request, delivery_id: str) -> Delivery:
+    """A delivery that its caller may see. Raises NoDelivery."""
+    found = await _outbox(edge(request)).get(delivery_id)
+    if not who(request).may_see(found.user):
+        raise NoDelivery(delivery_id)
+    return found
+
+
+async def _with_attempts(request: Request, delivery_id: str) -> dict[str, Any]:
+    outbox = _outbox(edge(request))
+    found = await _owned_delivery(request, delivery_id)
     names = ("at", "took_ms", "status", "error", "address", "shown")
     log = [{name: getattr(one, name) for name in names} for one in await outbox.attempts(delivery_id)]
     return {**delivery_out(found), "log": log}

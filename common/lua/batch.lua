@@ -39,9 +39,16 @@ local function over(id)
   redis.call('DEL', key_of(id) .. ':parts')
 end
 
-local function put_file(id, record, until_ms)
+-- Into the list of all, and into its owner's. `name` is files or batches.
+local function list(name, id, owner)
+  redis.call('ZADD', P .. name, 0, id)
+  redis.call('ZADD', P .. name .. ':of:' .. owner, 0, id)
+  redis.call('SADD', P .. name .. ':owners', owner)
+end
+
+local function put_file(id, record, until_ms, owner)
   redis.call('SET', P .. 'file:' .. id, record, 'PXAT', until_ms)
-  redis.call('ZADD', P .. 'files', 0, id)
+  list('files', id, owner)
 end
 
 local function wake()

@@ -1,7 +1,7 @@
 -- batch_create: accept a batch: idempotency, the bound of unfinished ones, the record, its place among those to be done.
 -- KEYS[1] shard prefix
 -- ARGV    id, about (JSON), id of the input file, window_ms, most unfinished, idempotency digest ('' none), fingerprint,
---         idempotency_ms
+--         idempotency_ms, its owner
 -- returns {'new' | 'same' | 'mismatch', id} | {'no_file'} | {'full'}
 -- atomic because a batch must never be accepted twice for one key, nor for a file that was deleted meanwhile; the id is
 --         made by the caller, so that sending the same call again after a lost reply changes nothing.
@@ -24,7 +24,7 @@ if redis.call('EXISTS', P .. 'file:' .. ARGV[3]) == 0 then return {'no_file'} en
 if redis.call('ZCARD', DUE) >= tonumber(ARGV[5]) then return {'full'} end
 redis.call('HSET', key_of(id), 'about', ARGV[2], 'state', 'validating', 'seq', 1, 'created_at', seconds(),
   'expires_ms', string.format('%d', NOW + ARGV[4]), 'total', 0, 'completed', 0, 'failed', 0)
-redis.call('ZADD', P .. 'batches', 0, id)
+list('batches', id, ARGV[9])
 redis.call('ZADD', DUE, NOW_TEXT, id)
 if digest ~= '' then
   redis.call('SET', P .. 'batches:idem:' .. digest, id .. ' ' .. fingerprint, 'PX', ARGV[8])

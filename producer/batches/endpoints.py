@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import msgspec
 from pydantic import Field
 
+from common.access import ANYBODY, Principal
+from common.batches import BatchAsked
 from common.errors import InvalidField
 from common.files import Files
 from common.jobs import JobSpec
@@ -33,11 +35,16 @@ SPOKEN = "user_data"
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """What a line is checked with."""
+    """What a line is checked with, and for whom."""
 
     submitter: Submitter
     files: Files
     results: Results
+    who: Principal = ANYBODY
+
+    def for_batch(self, asked: BatchAsked) -> Here:
+        """The same for a batch: its lines may do what its owner may."""
+        return replace(self, who=Principal(asked.user, asked.api_key, ("jobs",)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ Endpoint = Callable[[dict[str, Any], Here], Awaitable[Prepared]]
 async def _chat(body: dict[str, Any], here: Here) -> Prepared:
     asked = read(ChatAsked, body)
     _refuse_stream(asked.stream)
-    return Prepared([await spec_of(asked.job(), here.submitter)], _chat_answer)
+    return Prepared([await spec_of(asked.job(), here.who, here.submitter)], _chat_answer)
 
 
 def _chat_answer(found: Sequence[StoredResult]) -> Any:
@@ -66,7 +73,7 @@ def _chat_answer(found: Sequence[StoredResult]) -> Any:
 async def _completions(body: dict[str, Any], here: Here) -> Prepared:
     asked = read(CompletionAsked, body)
     _refuse_stream(asked.stream)
-    specs = [await spec_of(job, here.submitter) for job in asked.jobs()]
+    specs = [await spec_of(job, here.who, here.submitter) for job in asked.jobs()]
     return Prepared(specs, partial(_completion_answer, logprobs=asked.logprobs is not None))
 
 
@@ -77,7 +84,7 @@ def _completion_answer(found: Sequence[StoredResult], logprobs: bool) -> Any:
 
 
 async def _embeddings(body: dict[str, Any], here: Here) -> Prepared:
-    spec = await spec_of(read(EmbeddingsAsked, body).job(), here.submitter)
+    spec = await spec_of(read(EmbeddingsAsked, body).job(), here.who, here.submitter)
     return Prepared([spec], _embeddings_answer, len(spec.input["texts"]))
 
 
@@ -91,7 +98,7 @@ async def _responses(body: dict[str, Any], here: Here) -> Prepared:
     _refuse_stream(asked.stream)
     if asked.background:
         raise InvalidField("background", True, "false: all of a batch is in the background")
-    spec = await job_spec(asked, here.submitter, here.results)
+    spec = await job_spec(asked, here.who, here.submitter, here.results)
     return Prepared([spec], partial(_response_answer, front=spec.front))
 
 
@@ -108,10 +115,10 @@ class SpokenAsked(audio.AudioAsked):
 async def _heard(body: dict[str, Any], here: Here, task: Literal["transcribe", "translate"]) -> Prepared:
     asked = read(SpokenAsked, body)
     _refuse_stream(asked.stream)
-    file = await here.files.get(asked.file_id)
+    file = await here.files.get(asked.file_id, here.who.sees)
     if file.purpose != SPOKEN:
         raise InvalidField("file_id", f"a file of purpose {file.purpose}", f"a file of purpose {SPOKEN}")
-    spec = await here.submitter.spec_of(asked.job(task), Recording(io.BytesIO(), ""))
+    spec = await here.submitter.spec_of(asked.job(task), here.who, Recording(io.BytesIO(), ""))
     spec = msgspec.structs.replace(spec, input={**spec.input, "audio": file.blob})
     return Prepared([spec], partial(_heard_answer, form=asked.response_format))
 

@@ -95,7 +95,7 @@ async def read(blobs: Blobs, blob: str, longest: int, part: Stretch | None = Non
 
 async def check(asked: BatchAsked, here: Here, settings: Settings, lives: Any) -> Checked:
     """Check every line; `lives` is called for each and raises when the work is to stop."""
-    checked = Checked()
+    checked, here = Checked(), here.for_batch(asked)
     cut = _Cutting(checked, max(1, min(STRETCH_JOBS, settings.batch_jobs // 4)))
     seen: set[bytes] = set()
     texts, turns = 0, Turns()

@@ -261,7 +261,7 @@ class Run:
             return None
         keep_s = batch.asked.output_kept_s or self.tools.settings.file_kept_s
         blob, size = await self.tools.here.files.blobs.join(given, keep_s + AFTERWARDS_S)
-        return made(size, f"{self.id}_{what}.jsonl", "batch_output", keep_s, blob)
+        return made(size, f"{self.id}_{what}.jsonl", "batch_output", keep_s, blob, batch.asked.user)
 
     async def _clear(self, batch: Batch, parts: list[Part]) -> None:
         """Remove what only a batch under way needs; what a crash leaves goes when its time is over."""

@@ -23,6 +23,7 @@ from common.queue import Queue
 from common.results import Results, StoredResult
 from common.settings import Settings
 from common.states import TERMINAL, State
+from common.webhooks import Hook
 from producer.batches.endpoints import Here
 from producer.batches.lines import WrongLine, line_of, read
 from producer.openai.errors import document, of_record
@@ -33,6 +34,8 @@ ASKED, FETCHED = 500, 16
 SPOOLED_BYTES = 1 << 20
 #: A job's record outlives its batch's window by this, for whoever takes the batch over late.
 AFTERWARDS_S = 86_400.0
+#: A line's end is told to nobody: its owner's endpoints hear of the batch.
+QUIET = Hook(subject="line")
 DONE = (State.COMPLETED, State.INCOMPLETE)
 NOT_DONE = {
     BatchState.EXPIRED: ("batch_expired", "This request could not be executed before the completion window expired."),
@@ -98,10 +101,10 @@ async def opened(tools: Tools, batch: Batch, number: int, stretch: Stretch, left
     """A stretch with its jobs, none of them submitted yet. Raises FileNotFoundError, StoreUnavailable."""
     lines: list[OpenLine] = []
     waiting: list[tuple[str, JobSpec]] = []
-    longest = tools.settings.max_body_bytes
+    longest, here = tools.settings.max_body_bytes, tools.here.for_batch(batch.asked)
     async for one in read(tools.here.files.blobs, batch.asked.blob, longest, stretch):
         try:
-            line = await line_of(one, batch.asked.endpoint, tools.here)
+            line = await line_of(one, batch.asked.endpoint, here)
         except WrongLine as wrong:  # the catalogue is another one than when it was checked
             first = wrong.errors[0]
             body = document(400, first.message, first.param, first.code)
@@ -117,10 +120,17 @@ async def opened(tools: Tools, batch: Batch, number: int, stretch: Stretch, left
 
 
 def _of_batch(spec: JobSpec, batch: Batch, left_s: float) -> JobSpec:
-    # Its own user, so that batches share the lane fairly with each other and with whoever else is in it.
+    # With a key, all that its owner asks for shares his part. Without one nobody says who is who: then each batch is a
+    # user, so that batches share the lane fairly with each other and with whoever else is in it.
     left_s = max(left_s, 1.0)
     return msgspec.structs.replace(
-        spec, user=batch.id, priority="low", metadata={}, ttl_s=left_s, keep_s=left_s + AFTERWARDS_S
+        spec,
+        user=batch.asked.user if batch.asked.api_key else batch.id,
+        priority="low",
+        metadata={},
+        ttl_s=left_s,
+        keep_s=left_s + AFTERWARDS_S,
+        hook=spec.hook or (QUIET if batch.asked.api_key else None),
     )
 
 

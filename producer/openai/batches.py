@@ -13,12 +13,14 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Send
 
+from common.access import Principal
 from common.batches import OVER, Batch, BatchAsked, Batches, BatchState
 from common.errors import InvalidField, MalformedBody, StoreUnavailable
 from common.jobs import JobEvent
 from common.keys import is_batch_id
 from common.queue import Key
 from producer import follow, headers
+from producer.auth import who
 from producer.batches.endpoints import ENDPOINTS
 from producer.body import json_body
 from producer.openai.asked import read
@@ -57,7 +59,7 @@ class BatchBody(BaseModel):
         None, max_length=16
     )
     output_expires_after: Expiry | None = None
-    user: str = Field("anonymous", pattern=USER)  # ours, as the webhook: whose endpoints are told of its end
+    user: str | None = Field(None, pattern=USER)  # ours, as the webhook: whose endpoints are told of its end
     webhook: BatchWebhook | None = None
 
 
@@ -84,12 +86,13 @@ async def create(request: Request) -> Response:
     if asked.webhook:
         check_webhook_url(here.submitter.destinations, "webhook.url", asked.webhook.url)
     key = headers.idempotency_key(request.headers)
-    batch_id = await _create(here, asked, window_s, key)
+    batch_id = await _create(here, asked, who(request), window_s, key)
     return answer(batch_out(await here.batches.get(batch_id)))
 
 
-async def _create(here: Edge, asked: BatchBody, window_s: float, key: str | None) -> str:
-    file = await here.files.get(asked.input_file_id)
+async def _create(here: Edge, asked: BatchBody, asks: Principal, window_s: float, key: str | None) -> str:
+    user = asks.user(asked.user)
+    file = await here.files.get(asked.input_file_id, asks.sees)
     if file.purpose != "batch":
         raise InvalidField("input_file_id", f"a file of purpose {file.purpose}", "a file of purpose batch")
     # A file that would end before the batch may is copied.
@@ -102,7 +105,8 @@ async def _create(here: Edge, asked: BatchBody, window_s: float, key: str | None
         window_s=window_s,
         metadata=asked.metadata,
         output_kept_s=asked.output_expires_after.seconds if asked.output_expires_after else None,
-        user=asked.user,
+        user=user,
+        api_key=asks.key,
         hook=asked.webhook.hook() if asked.webhook else None,
     )
     fingerprint = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(wanted, blob=""))).hexdigest()
@@ -129,20 +133,21 @@ async def list_batches(request: Request, query: Annotated[BatchesQuery, Query()]
     """The batches, newest first."""
     if query.after is not None and not is_batch_id(query.after):
         raise InvalidField("after", query.after, "the id of a batch")
-    found, more = await edge(request).batches.list_batches(query.after, query.limit)
+    found, more = await edge(request).batches.list_batches(query.after, query.limit, who(request).sees)
     return answer(page([batch_out(batch) for batch in found], more))
 
 
 @router.get("/v1/batches/{batch_id}", include_in_schema=False)
 async def batch(request: Request, batch_id: str) -> Response:
     """A batch as it stands."""
-    return answer(batch_out(await edge(request).batches.get(batch_id)))
+    return answer(batch_out(await edge(request).batches.get(batch_id, who(request).sees)))
 
 
 @router.post("/v1/batches/{batch_id}/cancel", include_in_schema=False)
 async def cancel(request: Request, batch_id: str) -> Response:
     """Stop a batch. One that is over, or whose files are being written, stays as it is; asking twice is fine."""
     here = edge(request)
+    await here.batches.get(batch_id, who(request).sees)
     await here.batches.cancel(batch_id)
     return answer(batch_out(await here.batches.get(batch_id)))
 
@@ -152,7 +157,7 @@ async def events(request: Request, batch_id: str, starting_after: StartingAfter 
     """The batch each time that it has changed, as server-sent events, until it is over."""
     here = edge(request)
     after = follow.resume_point(request.headers, starting_after)
-    found = await here.batches.get(batch_id)
+    found = await here.batches.get(batch_id, who(request).sees)
     if found.state in OVER and found.seq <= after:
         return Response(status_code=204)
     return BatchStream(here, batch_id, after)

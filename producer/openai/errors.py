@@ -30,7 +30,7 @@ NOT_HERE = {
     "/v1/assistants": "OpenAI replaced it; conversations are at /v1/responses",
     "/v1/threads": "OpenAI replaced it; conversations are at /v1/responses",
 }
-TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+TYPES = {403: "permission_error", 429: "rate_limit_error"}
 #: Codes of failed jobs that are the request's fault; any other is the server's.
 REQUEST_CODES = re.compile(
     "invalid_request|prompt_too_long|text_too_long|no_chat_template|cannot_translate|unknown_|audio_"

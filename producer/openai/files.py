@@ -14,6 +14,7 @@ from common.errors import BodyTooLarge, InvalidField
 from common.files import FileRecord
 from common.keys import is_file_id
 from producer import upload
+from producer.auth import who
 from producer.openai.asked import read
 from producer.problems import Refusal
 from producer.record import answer
@@ -57,7 +58,8 @@ async def upload_file(request: Request) -> Response:
         file = _file(parts, here.settings.max_file_bytes)
         assert file.size is not None
         name = (file.filename or "upload").rpartition("/")[2][-LONGEST_NAME:]
-        kept = await here.files.put(file.file, file.size, name, asked.purpose, asked.seconds)
+        owner = who(request).owner
+        kept = await here.files.put(file.file, file.size, name, asked.purpose, asked.seconds, owner)
     return answer(file_out(kept))
 
 
@@ -92,21 +94,22 @@ async def list_files(request: Request, query: Annotated[FilesQuery, Query()]) ->
     if query.after is not None and not is_file_id(query.after):
         raise InvalidField("after", query.after, "the id of a file")
     newest_first = query.order == "desc"
-    found, more = await edge(request).files.list_files(query.after, query.limit, newest_first, query.purpose)
+    files, owner = edge(request).files, who(request).sees
+    found, more = await files.list_files(query.after, query.limit, newest_first, query.purpose, owner)
     return answer(page([file_out(record) for record in found], more))
 
 
 @router.get("/v1/files/{file_id}", include_in_schema=False)
 async def file(request: Request, file_id: str) -> Response:
     """A file's record."""
-    return answer(file_out(await edge(request).files.get(file_id)))
+    return answer(file_out(await edge(request).files.get(file_id, who(request).sees)))
 
 
 @router.delete("/v1/files/{file_id}", include_in_schema=False)
 async def delete(request: Request, file_id: str) -> Response:
     """Forget a file. A batch that reads it goes on, and removes its content when it is over."""
     here = edge(request)
-    record = await here.files.delete(file_id)
+    record = await here.files.delete(file_id, who(request).sees)
     if not await here.batches.reads(record.blob):
         await here.files.blobs.remove(record.blob)
     return answer({"id": file_id, "object": "file", "deleted": True})
@@ -116,7 +119,7 @@ async def delete(request: Request, file_id: str) -> Response:
 async def content(request: Request, file_id: str) -> Response:
     """A file's content."""
     here = edge(request)
-    record = await here.files.get(file_id)
+    record = await here.files.get(file_id, who(request).sees)
     pieces = here.files.content(record)
     first = await anext(pieces)  # what is gone has an answer of its own
     headers = {"content-length": str(record.bytes), "content-disposition": "attachment"}

@@ -22,6 +22,7 @@ from common.jobs import JobEvent, JobRecord, JobSpec, Submitted
 from common.results import StoredResult
 from common.states import State
 from producer import follow, headers, upload
+from producer.auth import who
 from producer.body import json_body
 from producer.direct import Direct
 from producer.openai import answered, audio
@@ -145,7 +146,9 @@ class Call:
     async def made(cls, request: Request, bodies: list[dict[str, Any]]) -> Call:
         """Submit the jobs; with `Prefer: respond-async` that is all, and the call is answered."""
         # All are checked before the first is accepted.
-        return await cls.of_specs(request, [await spec_of(body, edge(request).submitter) for body in bodies])
+        return await cls.of_specs(
+            request, [await spec_of(body, who(request), edge(request).submitter) for body in bodies]
+        )
 
     @classmethod
     async def of_specs(cls, request: Request, specs: Sequence[JobSpec], stays: bool = False, kept: bool = True) -> Call:
@@ -170,7 +173,7 @@ class Call:
         """The same for the job of a recording."""
         preferences = headers.preferences(request.headers, edge(request).settings.wait_max_s)
         key = headers.idempotency_key(request.headers)
-        job = await edge(request).submitter.submit(body, key, recording=recording)
+        job = await edge(request).submitter.submit(body, who(request), key, recording=recording)
         return await cls._of(request, [job], bool(key), preferences)
 
     @classmethod

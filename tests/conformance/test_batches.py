@@ -37,7 +37,7 @@ def batches(world: World) -> Batches:
 
 async def a_file(world: World) -> FileRecord:
     """A file that is there."""
-    record = made(20, "lines.jsonl", "batch", 3600, "@1/x")
+    record = made(20, "lines.jsonl", "batch", 3600, "@1/x", "ann")
     await run(world.redis, "file_put", world.queue.keys.files, *stored(record), 10)
     return record
 
@@ -103,7 +103,7 @@ async def test_a_stretch_is_counted_once(world: World, batches: Batches) -> None
 async def test_a_batch_and_its_files_appear_together_and_nothing_else_stays(world: World, batches: Batches) -> None:
     batch = await claimed(world, batches)
     files = Files(world.redis, world.settings)
-    output = made(5, "out.jsonl", "batch_output", 3600, "@1/o")
+    output = made(5, "out.jsonl", "batch_output", 3600, "@1/o", "ann")
     await batches.plan(batch.id, "a", 4, PLAN, None)
     assert await batches.end(batch.id, "a", BatchState.COMPLETED, output, None) == "not_allowed"
     with pytest.raises(NotFound):

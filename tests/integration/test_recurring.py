@@ -16,6 +16,7 @@ import pytest
 
 from common import scripts
 from common.errors import SettingsInvalid
+from common.jobs import JobSpec
 from common.queue import _digest
 from common.settings import Settings
 from scheduler.recurring import Recurring, RecurringJob
@@ -49,11 +50,14 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
+RECURRING = JobSpec(kind="generation", model="demo", input={}, user="recurring")
+
+
 async def ticks(world: World) -> list[int]:
     """The ticks, in Unix seconds, for which a job was submitted in the last half minute."""
     now = int(time.time())
     keys = {
-        second: f"{world.prefix}idem:{_digest('recurring', f'recurring tick {second}')}"
+        second: f"{world.prefix}idem:{_digest(RECURRING, f'recurring tick {second}')}"
         for second in range(now - 30, now + 2)
     }
     return [second for second, key in keys.items() if await world.redis.exists(key)]

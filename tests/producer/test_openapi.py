@@ -36,6 +36,9 @@ async def test_every_route_of_the_design_is_there(client: httpx.AsyncClient) -> 
         "POST /v1/parked/{parked_id}/replay", "GET /v1/models", "GET /healthz",
         "GET /readyz", "GET /metrics", "GET /v1/webhook_deliveries", "GET /v1/webhook_deliveries/{delivery_id}",
         "POST /v1/webhook_deliveries/{delivery_id}/redeliver",
+        "POST /v1/admin/keys", "GET /v1/admin/keys", "GET /v1/admin/keys/{key_id}",
+        "POST /v1/admin/keys/{key_id}/rotate", "POST /v1/admin/keys/{key_id}/revoke",
+        "PUT /v1/admin/keys/{key_id}/limits", "GET /v1/admin/audit",
     }  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from common import scripts
+from common.api_keys import ApiKeys, Asked
 from common.errors import SettingsInvalid
 from common.queue import Queue
 from common.settings import Settings
@@ -162,11 +164,24 @@ async def test_a_wrong_setting_ends_it_at_its_start_and_is_named(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_loopback_is_allowed(host: str) -> None:
-    check_host(host)
+def test_loopback_is_allowed_without_keys(settings: Settings, host: str) -> None:
+    check_host(settings.model_copy(update={"host": host}))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
-def test_any_other_address_is_refused(host: str) -> None:
-    with pytest.raises(SettingsInvalid, match="JARVIS_ALLOW_PUBLIC"):
-        check_host(host)
+def test_any_other_address_is_refused_while_there_are_no_keys(settings: Settings, host: str) -> None:
+    with pytest.raises(SettingsInvalid, match="jarvis keys create"):
+        check_host(settings.model_copy(update={"host": host}))
+
+
+def test_any_address_will_do_once_there_was_a_key_or_while_nobody_can_say(settings: Settings) -> None:
+    everywhere = settings.model_copy(update={"host": "0.0.0.0"})
+
+    async def make_a_key() -> None:
+        client = scripts.connect(settings)
+        await ApiKeys(client, settings).create(Asked(name="first", tier="free"), "test")
+        await client.aclose()
+
+    asyncio.run(make_a_key())
+    check_host(everywhere)
+    check_host(everywhere.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}/0"}))

@@ -14,6 +14,7 @@ from common.errors import InvalidField, NotFound
 from common.jobs import JobEvent
 from common.results import StoredResult
 from producer import follow
+from producer.auth import who
 from producer.direct import Direct
 from producer.openai.asked import read
 from producer.openai.errors import failed
@@ -38,7 +39,7 @@ async def create(request: Request) -> Response:
     """Answer a conversation, now or in the background."""
     here = edge(request)
     asked = read(ResponseAsked, await body_of(request))
-    spec = await job_spec(asked, here.submitter, here.results)
+    spec = await job_spec(asked, who(request), here.submitter, here.results)
     call = await Call.of_specs(request, [spec], stays=bool(asked.background), kept=asked.stored)
     if call.answered:
         return call.answered
@@ -66,7 +67,7 @@ async def retrieve(
 ) -> Response:
     """A response as it stands; with `stream` its events, all or those after a number."""
     here = edge(request)
-    found, front = await stored.look(here.results, response_id)
+    found, front = await stored.look(here.results, response_id, who(request).sees)
     if not stream:
         if starting_after is not None:
             raise InvalidField("starting_after", starting_after, "a number only together with stream=true")
@@ -81,12 +82,12 @@ async def retrieve(
 async def cancel(request: Request, response_id: ResponseId) -> Response:
     """Stop a response in the background. One that has ended stays as it is; asking twice is fine."""
     here = edge(request)
-    found, front = await stored.look(here.results, response_id)
+    found, front = await stored.look(here.results, response_id, who(request).sees)
     if not front["response"]["background"]:
         raise InvalidField("background", False, "true: any other response ends with its caller, or has ended")
     if not found.record.terminal:
         await here.queue.cancel(found.record.id)
-        found, front = await stored.look(here.results, response_id)
+        found, front = await stored.look(here.results, response_id, who(request).sees)
     return answer(answered.response(found, front))
 
 
@@ -94,7 +95,7 @@ async def cancel(request: Request, response_id: ResponseId) -> Response:
 async def delete(request: Request, response_id: ResponseId) -> Response:
     """Forget a response, and stop it if it has not ended."""
     here = edge(request)
-    found, _ = await stored.look(here.results, response_id)
+    found, _ = await stored.look(here.results, response_id, who(request).sees)
     with contextlib.suppress(NotFound):  # another caller was quicker
         await here.queue.erase(found.record.id)
     return answer({"id": response_id, "object": "response", "deleted": True})
@@ -110,7 +111,7 @@ async def input_items(
     include: Includes = None,
 ) -> Response:
     """The conversation that a response answered, earlier responses' part of it included; the newest item first."""
-    items = stored.asked_items(*await stored.look(edge(request).results, response_id))
+    items = stored.asked_items(*await stored.look(edge(request).results, response_id, who(request).sees))
     if order == "desc":
         items.reverse()
     if after is not None:

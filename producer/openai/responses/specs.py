@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from common.access import Principal
 from common.errors import InvalidField
 from common.jobs import JobSpec
 from common.results import Results
@@ -17,10 +18,10 @@ from producer.submit import Submitter, check_webhook_url
 BODIES = 2  # a conversation may have the size of so many request bodies
 
 
-async def job_spec(asked: ResponseAsked, submitter: Submitter, results: Results) -> JobSpec:
+async def job_spec(asked: ResponseAsked, who: Principal, submitter: Submitter, results: Results) -> JobSpec:
     """The checked job; raises any error that has a row in `PROBLEMS`, with the names that fields have here."""
     earlier = asked.previous_response_id
-    items = asked.items(await stored.conversation(results, earlier) if earlier else [])
+    items = asked.items(await stored.conversation(results, earlier, who.sees) if earlier else [])
     if earlier:
         _check_size(items, BODIES * submitter.settings.max_body_bytes)
     model = submitter.catalogue.get("generation", asked.model)
@@ -28,7 +29,7 @@ async def job_spec(asked: ResponseAsked, submitter: Submitter, results: Results)
     if asked.truncation == "auto":
         turns = await fitting(turns, model, asked.max_output_tokens, submitter.prompts)
     try:
-        spec = await spec_of(asked.job(turns), submitter)
+        spec = await spec_of(asked.job(turns), who, submitter)
     except InvalidField as error:
         raise renamed(error) from None
     if asked.webhook:

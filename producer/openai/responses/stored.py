@@ -18,10 +18,10 @@ def job_of(response_id: str) -> str:
     return f"job_{response_id.removeprefix('resp_')}" if response_id.startswith("resp_") else ""
 
 
-async def look(results: Results, response_id: str) -> tuple[StoredResult, Front]:
-    """A stored response: its job as it stands, and what was kept with it. Raises ResponseNotFound."""
+async def look(results: Results, response_id: str, owner: str | None) -> tuple[StoredResult, Front]:
+    """A stored response of this owner: its job as it stands, and what was kept with it. Raises ResponseNotFound."""
     try:
-        found, work = await results.whole(job_of(response_id))
+        found, work = await results.whole(job_of(response_id), owner)
     except (NotFound, FileNotFoundError):
         raise ResponseNotFound(response_id) from None
     if not work.front.get("response", {}).get("store"):
@@ -29,10 +29,10 @@ async def look(results: Results, response_id: str) -> tuple[StoredResult, Front]
     return found, work.front
 
 
-async def conversation(results: Results, response_id: str) -> list[Item]:
+async def conversation(results: Results, response_id: str, owner: str | None) -> list[Item]:
     """All that was said up to the end of a response. Raises NoEarlierResponse unless it was answered."""
     try:
-        found, front = await look(results, response_id)
+        found, front = await look(results, response_id, owner)
     except ResponseNotFound:
         raise NoEarlierResponse(response_id, "not found") from None
     if found.output is None or found.record.status not in (State.COMPLETED, State.INCOMPLETE):
