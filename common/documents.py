@@ -35,6 +35,8 @@ def record_out(record: JobRecord) -> dict[str, Any]:
         "claims": record.claims,
         "queue_position": record.queue_position,
         "waiting_for": record.waiting_for,
+        "waiting_code": record.waiting_code,
+        "eta": None if record.eta is None else {"p50": record.eta.p50, "p90": record.eta.p90},
         "error": record.error,
         "usage": record.usage,
         "metrics": {"queue_ms": record.queue_ms, "run_ms": record.run_ms, "gpu_ms": record.gpu_ms},

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from common.eta import Eta
 from common.limits import Left
 from common.states import STATES, State
 from common.vectors import Vectors
@@ -175,6 +176,10 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str]
     retry_of: str | None
     history: list[tuple[int, State, float]]  # (seq, state, Unix seconds)
+    queue: str = ""  # the one it is, or was, in
+    units: int = 0  # see JobSpec
+    waiting_code: str | None = None  # `waiting_for`, for programs
+    eta: Eta | None = None
 
     @property
     def terminal(self) -> bool:

@@ -54,7 +54,7 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P endpoint:<id>         string  a standing endpoint (JSON), on the shard of its user
     P endpoints             zset    endpoint -> when it was made (ms)
     P endpoints:<user>      set     the user's endpoints
-    Q meta                  hash    depth, clock and credit of each lane; service rate
+    Q meta                  hash    depth, clock and credit of each lane; service rate; how long jobs run (`pace.lua`)
     Q <lane>:users          zset    user -> virtual time; only users with waiting work
     Q <lane>:returned       list    ids given back by dead or draining workers, oldest first
     Q <lane>:u:<user>       stream  the user's waiting jobs, oldest first
@@ -63,6 +63,7 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     Q claimed:<worker>      string  number and jobs of the worker's last claim
     Q control:<worker>      list    what the worker must stop
     Q workers               zset    worker -> until when it counts as alive (ms)
+    Q loading               zset    worker whose model is being loaded -> until when it counts as that (ms)
     Q worker:<worker>       hash    what it says of itself
     Q counts                hash    counters and histograms
 """

@@ -24,6 +24,7 @@ from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
 from common.states import TERMINAL, State
 from common.vectors import rendered
+from common.waiting import Waiting
 from common.wakes import Wakes
 
 _FIELDS = ["ticket", "history", "worker", "due", "error", "usage", "metadata", "retry_of", "model", "gpu_ms"]
@@ -80,6 +81,7 @@ class Results:
         self.settings = settings
         self.keys = Keys(settings.namespace, settings.shards)
         self.blobs = Blobs(settings)
+        self.waiting = Waiting(client, self.keys)
         self.wakes = Wakes(client, self.keys.prefixes(), settings.bell_timeout_s)
 
     async def close(self) -> None:
@@ -99,19 +101,14 @@ class Results:
         prefix = self._of(job_id)
         values = await self._call(self.redis.hmget(f"{prefix}job:{job_id}", _FIELDS))
         record = _owned(job_id, values, owner)
-        if position and not record.terminal:
-            return await self._placed(prefix, record)
-        return record
+        return await self.placed(record) if position else record
 
-    async def _placed(self, prefix: str, record: JobRecord) -> JobRecord:
-        if record.status == State.SCHEDULED:
-            return msgspec.structs.replace(record, waiting_for=_until(record))
-        if record.status != State.QUEUED:
+    async def placed(self, record: JobRecord) -> JobRecord:
+        """A record with its place in the line, its reason and its eta; a newer one if it has moved on."""
+        if record.terminal:
             return record
-        place = await self._call(scripts.run(self.redis, "position", prefix, record.id))
-        if not place:  # it was claimed between the two looks
-            return await self.record(record.id)
-        return msgspec.structs.replace(record, queue_position=place[0] + 1, waiting_for=_waiting_for(*place))
+        placed: JobRecord | None = await self._call(self.waiting.placed(record))
+        return placed or await self.record(record.id)
 
     async def result(self, job_id: str) -> StoredResult | None:
         """A terminal job's result, None while there is none yet. Raises NotFound, StoreUnavailable."""
@@ -401,6 +398,8 @@ def _record(job_id: str, values: list[bytes | None]) -> JobRecord:
         metadata=decode(texts["metadata"]) if "metadata" in texts else {},
         retry_of=texts.get("retry_of"),
         history=history,
+        queue=ticket.queue,
+        units=ticket.units,
     )
 
 
@@ -417,23 +416,6 @@ def _error(text: str | None, status: State) -> JobError | None:
     if text is None or status in (State.COMPLETED, State.INCOMPLETE):
         return None
     return decode(text, type=JobError)
-
-
-def _until(record: JobRecord) -> str:
-    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.run_at or 0))
-    return f"the pause after a failed attempt, until {at}" if record.attempts else f"its time, {at}"
-
-
-def _waiting_for(before: int, own: int, above: int, workers: int) -> str:
-    if workers == 0:
-        return "a worker: none is running for this model"
-    if before == 0:
-        return "a free slot"
-    if above:
-        return f"jobs of a higher priority ({above}) and {before - above} before it in its lane"
-    if own == before:
-        return f"this user's earlier jobs ({own})"
-    return f"{before} jobs before it, {own} of them this user's"
 
 
 def _state_events(history: bytes, error: bytes | None) -> list[JobEvent]:

@@ -32,6 +32,8 @@ def waiting_words(record: Json) -> str:
         parts.append(f"{record['queue_position']} before it")
     if record.get("waiting_for"):
         parts.append(f"waits for {record['waiting_for']}")
+    if eta := record.get("eta"):
+        parts.append(f"done in about {seconds(eta['p50'])}, likely within {seconds(eta['p90'])}")
     return " · ".join(parts)
 
 

@@ -40,6 +40,18 @@ class LinksOut(BaseModel):
     cancel: str
 
 
+WaitingCode = Literal[
+    "slot", "own_jobs", "turn", "share", "higher_lane", "no_worker", "loading", "scheduled", "retry_pause"
+]
+
+
+class EtaOut(BaseModel):
+    """When it is expected to be done."""
+
+    p50: float = Field(description="As likely sooner as later.", examples=[4.2])
+    p90: float = Field(description="In nine cases of ten it is done by then.", examples=[6.5])
+
+
 class JobOut(BaseModel):
     """A job's record. Times are Unix seconds."""
 
@@ -65,6 +77,11 @@ class JobOut(BaseModel):
         description="Of a waiting job: 1 is next. Null in the answer to a submit of a list, or to a deep or busy queue."
     )
     waiting_for: str | None = Field(description="Of a waiting job: why it waits, in words.")
+    waiting_code: WaitingCode | None = Field(description="The same for programs.")
+    eta: EtaOut | None = Field(
+        description="Seconds from now until it is done, as far as can be known; null where nothing is: nobody works, no"
+        " job of this model has run yet, or the place was not counted."
+    )
     error: ErrorOut | None
     usage: dict[str, int | str] | None = Field(
         description="Tokens in and out, or seconds of audio; of a model with a price also `cost_micros`, millionths of"

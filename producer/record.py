@@ -11,31 +11,13 @@ from starlette.responses import Response
 from common.documents import location as location
 from common.documents import record_out as record_out
 from common.documents import result_out as result_out
+from common.eta import hint_s
 from common.jobs import JobRecord, JobSpec, Submitted, parse_step
 from common.settings import Settings
 from common.states import State
 
 JSON = "application/json"
 DEEP = 50  # counting a place takes Redis about as long as a submit up to here, and longer the deeper
-
-
-class Heads:
-    """What the first waiting job of a queue waits for: a free slot, or a worker. Asked once a second for each queue."""
-
-    def __init__(self) -> None:
-        self._words: dict[str, tuple[float, str]] = {}
-
-    def words(self, queue: str) -> str | None:
-        """What was learnt within the last second."""
-        until, words = self._words.get(queue, (0.0, None))
-        return words if time.monotonic() < until else None
-
-    def note(self, queue: str, record: JobRecord) -> None:
-        """Learn from the record of a job that had none before it."""
-        # One that has been taken meanwhile says that there is a worker.
-        words = "a free slot" if record.started_at else record.waiting_for if record.queue_position == 1 else None
-        if words is not None:
-            self._words[queue] = time.monotonic() + 1, words
 
 
 def new_record(submitted: Submitted, spec: JobSpec, settings: Settings) -> JobRecord | None:
@@ -71,7 +53,21 @@ def new_record(submitted: Submitted, spec: JobSpec, settings: Settings) -> JobRe
         metadata=spec.metadata,
         retry_of=spec.retry_of,
         history=[first],
+        queue=spec.queue,
+        units=spec.units,
     )
+
+
+#: What `polled` says of a job that has ended since it was looked at.
+NOW = {"Retry-After": "1", "retry-after-ms": "10"}
+
+
+def polled(record: JobRecord) -> dict[str, str]:
+    """Headers that say when to ask again, by when the job is expected to be done; none once it has ended."""
+    if record.terminal:
+        return {}
+    seconds = hint_s(record.eta, time.time() - record.created_at)
+    return {"Retry-After": str(max(1, round(seconds))), "retry-after-ms": str(round(seconds * 1000))}
 
 
 def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -38,13 +38,12 @@ from producer.body import json_body
 from producer.direct import Direct
 from producer.openapi import SUBMIT, answers
 from producer.problems import Refusal
-from producer.record import DEEP, Heads, answer, location, new_record, record_out, result_out
+from producer.record import DEEP, NOW, answer, location, new_record, polled, record_out, result_out
 from producer.schemas import EXAMPLE_ID, JobsQuery, PageQuery
 from producer.submit import Submitter
 
 submits = APIRouter(route_class=Direct)
 router = APIRouter()
-RETRY_AFTER = {"Retry-After": "1"}  # a poll a second costs little, and most jobs are short
 
 JobId = Annotated[str, Path(description="A job's id.", examples=[EXAMPLE_ID])]
 WaitS = Annotated[
@@ -65,7 +64,6 @@ class Edge:
     files: Files
     batches: Batches
     stopping: asyncio.Event
-    heads: Heads = field(default_factory=Heads)
     counting: set[str] = field(default_factory=set)  # queues in which a place is being counted
 
     async def accepted(self, spec: JobSpec, submitted: Submitted) -> JobRecord:
@@ -73,9 +71,8 @@ class Edge:
         record = new_record(submitted, spec, self.settings)
         if record is None or submitted.ahead is None:
             return await self.results.record(submitted.id)
-        words = self.heads.words(spec.queue)
-        if submitted.ahead == 0 and words:
-            return msgspec.structs.replace(record, queue_position=1, waiting_for=words)
+        if submitted.ahead == 0 and (placed := self.results.waiting.first(record)):
+            return placed
         if submitted.ahead > DEEP or spec.queue in self.counting:
             return record
         return await self._counted(spec.queue, submitted.id)
@@ -84,11 +81,9 @@ class Edge:
         # One at a time: counting costs more than submitting, and callers who come in crowds do not read their places.
         self.counting.add(queue)
         try:
-            placed = await self.results.record(job_id)
+            return await self.results.record(job_id)
         finally:
             self.counting.discard(queue)
-        self.heads.note(queue, placed)
-        return placed
 
     async def held(self, job_id: str, wait_s: float, request: Request, result: bool = True) -> StoredResult:
         """A job, after at most `wait_s` (and `wait_max_s`) seconds."""
@@ -155,7 +150,7 @@ async def submit(request: Request) -> Response:
     if applied := preferences.applied(found.record.terminal):
         out["Preference-Applied"] = applied
     if not found.record.terminal:
-        return answer(record_out(found.record), 202, out | RETRY_AFTER)
+        return answer(record_out(found.record), 202, out | polled(found.record))
     document = record_out(found.record)
     if preferences.wait_s is not None:
         document["result"] = result_out(found if preferences.wait_s else await here.results.look(submitted.id))
@@ -197,9 +192,11 @@ async def list_jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> R
 async def job(request: Request, job_id: JobId, wait: WaitS = 0) -> Response:
     """The record, whatever state the job is in."""
     here = edge(request)
-    if not wait:
-        return answer(record_out(await here.results.record(job_id, owner=who(request).sees)))
-    return answer(record_out((await here.held(job_id, wait, request, result=False)).record))
+    if wait:
+        record = (await here.held(job_id, wait, request, result=False)).record
+    else:
+        record = await here.results.record(job_id, owner=who(request).sees)
+    return answer(record_out(record), 200, polled(record))
 
 
 @router.get(
@@ -221,7 +218,10 @@ async def result(request: Request, job_id: JobId, wait: WaitS = 0) -> Response:
         found = await here.held(job_id, wait, request)
     else:
         found = await here.results.look(job_id, owner=who(request).sees)
-    return answer(result_out(found)) if found.record.terminal else answer(result_out(found), 202, RETRY_AFTER)
+    if found.record.terminal:
+        return answer(result_out(found))
+    record = found.record if wait else await here.results.placed(found.record)
+    return answer(result_out(found), 202, polled(record) or NOW)
 
 
 @router.get(
@@ -403,7 +403,7 @@ def model_out(model: Model, alias: str) -> dict[str, Any]:
 
 async def _again(here: Edge, submitted: Submitted) -> Response:
     record = await here.results.record(submitted.id)
-    return answer(record_out(record), 202, {"Location": location(record.id)} | RETRY_AFTER)
+    return answer(record_out(record), 202, {"Location": location(record.id)} | polled(record))
 
 
 async def _queues(here: Edge) -> list[QueueStats]:

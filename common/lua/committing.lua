@@ -4,6 +4,7 @@ local JOB = P .. 'job:'
 local OUTCOMES = {completed = 'c', incomplete = 'i', failed = 'f', retry = 's', release = 'q'}
 local answers, leases, closed = {}, {}, {}
 local measured = {jobs = 0, units = 0, gpu = 0} -- of the runs of this call that ended with a result
+local foretold -- when the job at hand was to end, if anybody was told
 
 local function stop(id, code, history, step, number, body, usage)
   local key, field = JOB .. id, code == 'f' and 'error' or 'result'
@@ -26,6 +27,7 @@ local function stop(id, code, history, step, number, body, usage)
   end
   append(closed, id)
   observe(q, 'run', NOW - tonumber(string.sub(step, -13)))
+  if foretold then judge(q, foretold, NOW) end
 end
 
 -- Tokens or seconds of audio that a run has used.
@@ -65,7 +67,9 @@ local function commit(i)
   local held, number, body, extra, gpu_ms = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], tonumber(ARGV[i + 5])
   local id, step = of_lease(held)
   local code = OUTCOMES[ARGV[i + 1]]
-  local history = redis.call('HGET', JOB .. id, 'history')
+  local job = redis.call('HMGET', JOB .. id, 'history', 'ticket', 'eta')
+  local history = job[1]
+  foretold = job[3]
   if not history or not is_last(history, step) then
     return history and is_mine(id, history, step) and 'mine' or 'lost'
   end
@@ -85,6 +89,7 @@ local function commit(i)
     stop(id, code, history, step, number, body, extra)
     measured.jobs, measured.gpu = measured.jobs + 1, measured.gpu + gpu_ms
     measured.units = measured.units + units_of(extra)
+    learn(q, tonumber(string.match(job[2], '^%d+ %d+ %d+ %d+ %d+ %l(%d+)')) or 0, NOW - tonumber(string.sub(step, -13)))
   end
   return 'stored'
 end
@@ -93,6 +98,7 @@ local function commit_from(first, retention_ms)
   RETENTION_MS = retention_ms
   even_when_full()
   for i = first, #ARGV, 6 do append(answers, commit(i)) end
+  keep_pace(q)
   if #leases > 0 then redis.call('ZREM', q .. 'leases', unpack(leases)) end
   if #closed > 0 then redis.call('ZREM', P .. 'expiry', unpack(closed)) end
   measure()

@@ -1,51 +1,164 @@
--- position: how many jobs are expected to start before a waiting one, and what it waits for. Reads only.
+-- position: how many jobs are expected to start before a waiting one, what it waits for, and how its queue stands.
 -- KEYS[1] shard prefix
--- ARGV    id
--- returns {jobs before it, of them its user's own, of them in higher lanes, live workers}; empty unless it is queued.
+-- ARGV    id ('': only the queue), queue
+-- returns {place, standing}. Of a job that is queued, place is {jobs before it, of them its user's own, of them in higher
+--         lanes, of them in lower lanes, units of the jobs before it in its lane (as far as was looked; a sum), 1 if its
+--         user had more than others of late, its units, 1 if something was foretold of it}; else empty.
+--         Standing is {now (ms), live workers, their slots, loading workers, jobs in progress, waiting jobs of each lane,
+--         pace, factors (flat: class, three numbers), and of some jobs in progress how long they have run and their units}.
 --         Exact up to 1,000 jobs of its user and 256 users in its lane; beyond, an estimate from those.
 -- atomic because a place in a moving queue has a meaning only at one moment.
 -- include job.lua
-local job = redis.call('HMGET', P .. 'job:' .. ARGV[1], 'ticket', 'history')
-if not job[1] or code_of(job[2]) ~= 'q' then return {} end
-local ticket = of_ticket(job[1])
-local q, lane, me, short = at(ticket.queue), ticket.lane, ticket.user, short_of(ARGV[1])
+local RUNNING_SEEN, WORKERS_SEEN, OWN_SEEN, USERS_SEEN, TURNS = 32, 64, 1000, 256, 1000
+local WEIGHTS = {high = 16, normal = 4, low = 1} -- of lanes, as a claim has them
+local q = at(ARGV[2])
+local tickets_left = 96
 
-local function waiting(stream, limit)
-  return redis.call('XRANGE', stream, '-', '+', 'COUNT', limit)
+local function units_of(id)
+  local ticket = redis.call('HGET', P .. 'job:' .. id, 'ticket')
+  return ticket and of_ticket(ticket).units or 0
 end
 
-local function own_before()
-  local entries = waiting(stream_of(q, lane, me), 1001)
-  for i, entry in ipairs(entries) do
-    if entry[2][2] == short then return i - 1 end
+-- What n jobs need, going by the first few of them.
+local function units_of_some(ids, n)
+  local seen, sum = math.min(#ids, n, tickets_left), 0
+  if seen == 0 then return 0 end
+  for i = 1, seen do sum = sum + units_of(ids[i]) end
+  tickets_left = tickets_left - seen
+  return sum * n / seen
+end
+
+local function ids_of(stream, limit)
+  local ids = {}
+  for i, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', limit)) do ids[i] = id_of(entry[2][2]) end
+  return ids
+end
+
+-- How many of its user's jobs stand before one: from the front, else from the back, else about half way between.
+local function own_before(stream, id)
+  local ids = ids_of(stream, OWN_SEEN + 1)
+  for i, other in ipairs(ids) do
+    if other == id then return i - 1, ids end
   end
-  return #entries
-end
-
-local function higher()
-  local n = 0
-  for _, other in ipairs(LANES) do
-    if other == lane then return n end
-    n = n + (tonumber(redis.call('HGET', q .. 'meta', 'depth:' .. other)) or 0)
+  local length, short = redis.call('XLEN', stream), short_of(id)
+  for i, entry in ipairs(redis.call('XREVRANGE', stream, '+', '-', 'COUNT', OWN_SEEN)) do
+    if entry[2][2] == short then return length - i, ids end
   end
+  return math.floor(length / 2), ids
 end
 
-local returned = redis.call('LPOS', q .. lane .. ':returned', ARGV[1])
-local own, others, above = 0, 0, higher()
-if returned then
-  others = returned
-else
-  others = redis.call('LLEN', q .. lane .. ':returned')
-  own = own_before()
-  local mine = tonumber(redis.call('ZSCORE', q .. lane .. ':users', me) or 0)
-  local users = redis.call('ZRANGE', q .. lane .. ':users', 0, 255, 'WITHSCORES')
+-- Jobs of its lane before it: {own, others, units of all of them, whether its user stands behind the lane's first}.
+local function in_lane(lane, me, id)
+  local key = q .. lane .. ':returned'
+  local back = redis.call('LPOS', key, id)
+  if back then return 0, back, units_of_some(redis.call('LRANGE', key, 0, 31), back), 0 end
+  local others = redis.call('LLEN', key)
+  local units = units_of_some(redis.call('LRANGE', key, 0, 31), others)
+  local own, mine = own_before(stream_of(q, lane, me), id)
+  units = units + units_of_some(mine, own)
+  local time = tonumber(redis.call('ZSCORE', q .. lane .. ':users', me) or 0)
+  local users = redis.call('ZRANGE', q .. lane .. ':users', 0, USERS_SEEN - 1, 'WITHSCORES')
+  local first, met = tonumber(users[2] or 0), 0
   for i = 1, #users, 2 do
-    if users[i] ~= me then
-      local before = math.ceil(mine + own - users[i + 1])
-      if before > 0 then others = others + #waiting(stream_of(q, lane, users[i]), math.min(before, 1000)) end
+    local user, theirs = users[i], tonumber(users[i + 1])
+    if user ~= me then
+      met = met + 1
+      local turns = math.ceil(time + own - theirs)
+      if turns == time + own - theirs and user < me then turns = turns + 1 end -- at the same time the name decides
+      if turns > 0 then
+        local stream = stream_of(q, lane, user)
+        local n = math.min(turns, redis.call('XLEN', stream))
+        others = others + n
+        if tickets_left > 0 then units = units + units_of_some(ids_of(stream, 8), n) end
+      end
     end
   end
-  local all = redis.call('ZCARD', q .. lane .. ':users')
-  if all > 256 then others = math.floor(others * (all - 1) / 255) end
+  local all = redis.call('ZCARD', q .. lane .. ':users') - 1
+  if all > met and met > 0 then
+    others, units = math.floor(others * all / met), units * all / met
+  end
+  return own, others, units, time >= first + 1 and 1 or 0
 end
-return {own + others + above, own, above, redis.call('ZCOUNT', q .. 'workers', NOW, '+inf')}
+
+-- Jobs of other lanes that start before number `n` (from 0) of this one: the lanes take turns as in a claim.
+local function beside(lane, n, meta)
+  local lanes, credit, left, total = {}, {}, {}, 0
+  local got = {high = 0, normal = 0, low = 0}
+  for i, other in ipairs(LANES) do
+    credit[other], left[other] = tonumber(meta[i] or 0), tonumber(meta[i + 3] or 0)
+    if other == lane then left[other] = math.max(left[other], n + 1) end
+    if left[other] > 0 then append(lanes, other) total = total + WEIGHTS[other] end
+  end
+  for _ = 1, TURNS do
+    if #lanes == 1 then return got end
+    local best
+    for _, other in ipairs(lanes) do
+      credit[other] = credit[other] + WEIGHTS[other]
+      if not best or credit[other] > credit[best] then best = other end
+    end
+    if best == lane and got[lane] == n then return got end
+    credit[best], got[best], left[best] = credit[best] - total, got[best] + 1, left[best] - 1
+    if left[best] == 0 then
+      for i, other in ipairs(lanes) do if other == best then table.remove(lanes, i) break end end
+      total = total - WEIGHTS[best]
+    end
+  end
+  local more = n - got[lane]
+  for _, other in ipairs(lanes) do
+    if other ~= lane then
+      got[other] = got[other] + math.min(left[other], math.floor(more * WEIGHTS[other] / WEIGHTS[lane]))
+    end
+  end
+  return got
+end
+
+local function place(meta)
+  local job = ARGV[1] ~= '' and redis.call('HMGET', P .. 'job:' .. ARGV[1], 'ticket', 'history', 'eta') or {}
+  if not job[1] or code_of(job[2]) ~= 'q' then return {} end
+  local ticket = of_ticket(job[1])
+  local lane = ticket.lane
+  local own, others, units, over = in_lane(lane, ticket.user, ARGV[1])
+  local got, above, below, seen = beside(lane, own + others, meta), 0, 0, false
+  for _, other in ipairs(LANES) do
+    if other == lane then seen = true
+    elseif seen then below = below + got[other]
+    else above = above + got[other] end
+  end
+  return {own + others + above + below, own, above, below, math.floor(units), over, ticket.units, job[3] and 1 or 0}
+end
+
+-- Slots of live workers. One that helps from elsewhere counts only where the queue has none of its own.
+local function slots_of(workers)
+  local own, helping, seen = 0, 0, math.min(#workers, WORKERS_SEEN)
+  for i = 1, seen do
+    local about = redis.call('GET', q .. 'worker:' .. workers[i]) or ''
+    local slots = tonumber(string.match(about, '"takes":(%d+)') or string.match(about, '"slots":(%d+)') or 1)
+    if string.find(workers[i], '@', 1, true) then helping = helping + slots else own = own + slots end
+  end
+  local slots = own > 0 and own or helping
+  return seen > 0 and math.ceil(slots * #workers / seen) or 0
+end
+
+local function running()
+  local out = {}
+  for _, held in ipairs(redis.call('ZRANGE', q .. 'leases', 0, RUNNING_SEEN - 1)) do
+    local id, step = of_lease(held)
+    append(out, NOW - tonumber(string.sub(step, -13)), units_of(id))
+  end
+  return out
+end
+
+local function standing(meta)
+  local workers = redis.call('ZRANGEBYSCORE', q .. 'workers', NOW, '+inf')
+  local factors = {}
+  for i, class in ipairs({'h0', 'h1', 'n0', 'n1', 'l0', 'l1'}) do
+    if meta[i + 7] then append(factors, class, meta[i + 7]) end
+  end
+  return {NOW, #workers, slots_of(workers), redis.call('ZCOUNT', q .. 'loading', NOW, '+inf'),
+    redis.call('ZCARD', q .. 'leases'), tonumber(meta[4] or 0), tonumber(meta[5] or 0), tonumber(meta[6] or 0),
+    meta[7] or '', factors, running()}
+end
+
+local meta = redis.call('HMGET', q .. 'meta', 'credit:high', 'credit:normal', 'credit:low', 'depth:high', 'depth:normal',
+  'depth:low', 'runs', 'eta:h0', 'eta:h1', 'eta:n0', 'eta:n1', 'eta:l0', 'eta:l1')
+return {place(meta), standing(meta)}

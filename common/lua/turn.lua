@@ -4,6 +4,7 @@
 -- returns {what commit returns, what claim returns}
 -- atomic because the worker never holds more leases than it has slots: it gets new ones only with the old ones gone.
 -- include job.lua
+-- include pace.lua
 -- include committing.lua
 -- include claiming.lua
 commit_from(9, ARGV[6])

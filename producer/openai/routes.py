@@ -30,8 +30,8 @@ from producer.openai.asked import ChatAsked, CompletionAsked, EmbeddingsAsked, r
 from producer.openai.errors import failed, of_record
 from producer.openai.specs import spec_of
 from producer.problems import Refusal
-from producer.record import answer, location, record_out
-from producer.routes import RETRY_AFTER, Edge, edge, model_out
+from producer.record import answer, location, polled, record_out
+from producer.routes import Edge, edge, model_out
 
 calls = APIRouter(route_class=Direct)
 router = APIRouter()
@@ -187,7 +187,7 @@ class Call:
         call = cls(edge(request), request, jobs, stays or preferences.respond_async)
         if preferences.respond_async:
             record = await call.record()
-            out = {"Location": location(record.id), "Preference-Applied": "respond-async", **RETRY_AFTER}
+            out = {"Location": location(record.id), "Preference-Applied": "respond-async", **polled(record)}
             call.answered = answer(record_out(record), 202, out)
         return call
 

@@ -23,7 +23,7 @@ from producer.openai.responses.asked import ResponseAsked
 from producer.openai.responses.specs import job_spec
 from producer.openai.responses.streamed import EventsGone, ResponseEvents
 from producer.openai.routes import Call, answers, body_of
-from producer.record import answer
+from producer.record import answer, polled
 from producer.routes import Edge, edge
 
 calls = APIRouter(route_class=Direct)
@@ -48,7 +48,7 @@ async def create(request: Request) -> Response:
     if asked.background:
         record = await call.record()
         found = await call.ended() if record.terminal else StoredResult(record, None)
-        return answer(answered.response(found, spec.front), 200, call.out())
+        return answer(answered.response(found, spec.front), 200, call.out() | polled(record))
     [found] = await call.results()
     await call.told()
     if not answers(found):
@@ -71,7 +71,7 @@ async def retrieve(
     if not stream:
         if starting_after is not None:
             raise InvalidField("starting_after", starting_after, "a number only together with stream=true")
-        return answer(answered.response(found, front))
+        return answer(answered.response(found, front), 200, polled(await here.results.placed(found.record)))
     after = -1 if starting_after is None else starting_after
     last = request.headers.get("last-event-id", "").strip()
     events = ResponseEvents(found.record, front, follow.resume_point(request.headers, after) if last else after)

@@ -1,0 +1,70 @@
+-- pace.lua: how long a queue's jobs run, learnt as they end, and how true what was foretold of them came.
+-- `meta` of a queue has `runs`, nine numbers: n (how many jobs were learnt from, at most 256), then moving means over
+-- those: units u, u*u, run time r (ms), u*r, the logarithm of r over what the line said, its square; then that line,
+-- r = a + b*u. And `eta:<class>`, three numbers: how many forecasts were judged, and the logarithms of what the 50 % and
+-- the 90 % of the next ones are multiplied by. A forecast that comes too early moves its factor up, one that is kept
+-- moves it down, so that in the long run the share of jobs in time is what it should be, however wrong the model.
+local LEARNT, PER_CALL, COVERED, STEP = 256, 8, 0.91, 0.05
+local pace, learnt_now
+
+local function pace_of(q)
+  local kept = redis.call('HGET', q .. 'meta', 'runs')
+  local out = {}
+  for number in string.gmatch(kept or '0 0 0 0 0 0 0.25 0 0', '%S+') do append(out, tonumber(number)) end
+  return out
+end
+
+-- The straight line through run times by units: none falls with them, and none begins below nothing.
+local function fit(p)
+  local u, uu, r, ur = p[2], p[3], p[4], p[5]
+  local spread = uu - u * u
+  local b = spread > 0.000001 * uu and math.max(0, (ur - u * r) / spread) or 0
+  local a = r - b * u
+  if a < 0 then a, b = 0, ur / uu end
+  p[8], p[9] = a, b
+end
+
+-- A job of so many units ran so long. A few of each call are enough.
+local function learn(q, units, ms)
+  if not pace then pace, learnt_now = pace_of(q), 0 end
+  if learnt_now >= PER_CALL then return end
+  learnt_now = learnt_now + 1
+  local n = math.min(pace[1] + 1, LEARNT)
+  local weight = 1 / n
+  if n > 1 then
+    local off = math.max(-4, math.min(4, math.log(math.max(ms, 1) / math.max(pace[8] + pace[9] * units, 1))))
+    pace[6] = pace[6] + weight * (off - pace[6])
+    pace[7] = pace[7] + weight * (off * off - pace[7])
+  end
+  pace[1] = n
+  pace[2] = pace[2] + weight * (units - pace[2])
+  pace[3] = pace[3] + weight * (units * units - pace[3])
+  pace[4] = pace[4] + weight * (ms - pace[4])
+  pace[5] = pace[5] + weight * (units * ms - pace[5])
+  if n < 8 then fit(pace) end
+end
+
+local function keep_pace(q)
+  if not pace then return end
+  fit(pace)
+  for i, number in ipairs(pace) do pace[i] = string.format('%.8g', number) end
+  redis.call('HSET', q .. 'meta', 'runs', table.concat(pace, ' '))
+end
+
+-- A job of which `<class> <when, ms> <50 %, ms> <90 %> <the 90 % that was told>` was foretold has ended.
+local function judge(q, foretold, at)
+  local class, made, half, most, told = string.match(foretold, '^(%w+) (%d+) (%d+) (%d+) (%d+)$')
+  if not class then return end
+  local took = math.max(1, at - made)
+  count(q, 'eta:total', 1)
+  if took <= tonumber(told) then count(q, 'eta:covered', 1) end
+  local kept = redis.call('HGET', q .. 'meta', 'eta:' .. class) or '0 0 0'
+  local n, low, high = string.match(kept, '^(%S+) (%S+) (%S+)$')
+  n = math.min(n + 1, 1000)
+  local step = math.max(STEP, 1 / (n + 3))
+  -- Held against the factor of now, not that of then: forecasts that were made together must not move it together.
+  local above_half, above_most = math.log(took / half) > low + 0, math.log(took / most) > high + 0
+  low = low + step * (above_half and 0.5 or -0.5)
+  high = high + step * (above_most and COVERED or COVERED - 1)
+  redis.call('HSET', q .. 'meta', 'eta:' .. class, string.format('%d %.6g %.6g', n, low, high))
+end

@@ -1,0 +1,134 @@
+"""Why a job waits, its place in the line and when it will be done, as far as anybody can know.
+
+How a queue stands is asked once a second for each queue; a place is counted whenever it is asked for. The first
+forecast of a job is kept with it, so that it is judged when the job ends.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+import redis.asyncio as redis
+
+from common import eta, scripts
+from common.eta import Eta, Pace, Place, Standing
+from common.jobs import JobRecord
+from common.keys import Keys
+from common.states import State
+
+#: How long what is known of a queue is good enough for jobs whose place is not counted.
+FRESH_S = 1.0
+
+
+class Waiting:
+    """Places, reasons and forecasts over one Redis client."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._redis = client
+        self._keys = keys
+        self._standings: dict[str, tuple[float, Standing]] = {}
+
+    async def placed(self, record: JobRecord) -> JobRecord | None:
+        """The record with its place, reason and forecast; None when it is not in that state any more."""
+        if record.status == State.QUEUED:
+            return await self._queued(record)
+        standing = await self.standing(record.queue)
+        if record.status == State.SCHEDULED:
+            return _scheduled(record, standing)
+        age_ms = standing.now - (record.started_at or 0) * 1000
+        return msgspec.structs.replace(record, eta=eta.of_running(standing, record.units, age_ms))
+
+    def first(self, record: JobRecord) -> JobRecord | None:
+        """The record of a job before which none waits, if its queue was looked at a moment ago."""
+        standing = self._fresh(record.queue)
+        if standing is None:
+            return None
+        place = Place(0, 0, 0, 0, 0, False, record.units, True)
+        return _placed(record, place, standing)[0]
+
+    async def standing(self, queue: str) -> Standing:
+        """How a queue stands, or stood within the last second."""
+        return self._fresh(queue) or (await self._look("", queue))[1]
+
+    def _fresh(self, queue: str) -> Standing | None:
+        until, standing = self._standings.get(queue, (0.0, None))
+        return standing if time.monotonic() < until else None
+
+    async def _queued(self, record: JobRecord) -> JobRecord | None:
+        place, standing = await self._look(record.id, record.queue)
+        if place is None:
+            return None
+        placed, forecast = _placed(record, place, standing)
+        if forecast and not place.foretold:
+            await scripts.run(self._redis, "foresee", self._keys.of_queue(record.queue), record.id, forecast.note)
+        return placed
+
+    async def _look(self, job_id: str, queue: str) -> tuple[Place | None, Standing]:
+        place, row = await scripts.run(self._redis, "position", self._keys.of_queue(queue), job_id, queue)
+        standing = _standing(row)
+        self._standings[queue] = time.monotonic() + FRESH_S, standing
+        if not place:
+            return None, standing
+        before, own, above, below, units, over, its_units, foretold = place
+        return Place(before, own, above, below, units, over == 1, its_units, foretold == 1), standing
+
+
+def _standing(row: list[Any]) -> Standing:
+    now, workers, slots, loading, busy, high, normal, low, pace, factors, running = row
+    return Standing(
+        now=now,
+        workers=workers,
+        slots=slots,
+        loading=loading,
+        busy=busy,
+        depth=(high, normal, low),
+        pace=Pace.parse(pace.decode()),
+        factors=eta.factors_of(factors),
+        running=tuple(zip(running[::2], running[1::2], strict=True)),
+    )
+
+
+def _placed(record: JobRecord, place: Place, standing: Standing) -> tuple[JobRecord, eta.Forecast | None]:
+    code, words = reason(place, standing)
+    forecast = eta.of_waiting(standing, place, record.priority)
+    told: Eta | None = forecast.eta if forecast else None
+    placed = msgspec.structs.replace(
+        record, queue_position=place.before + 1, waiting_for=words, waiting_code=code, eta=told
+    )
+    return placed, forecast
+
+
+def _scheduled(record: JobRecord, standing: Standing) -> JobRecord:
+    until = record.run_at or 0
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(until))
+    code, words = (
+        ("retry_pause", "the pause after a failed attempt, until") if record.attempts else ("scheduled", "its time,")
+    )
+    found = eta.of_scheduled(standing, record.units, max(0.0, until * 1000 - standing.now))
+    return msgspec.structs.replace(record, waiting_for=f"{words} {at}", waiting_code=code, eta=found)
+
+
+def reason(place: Place, standing: Standing) -> tuple[str, str]:
+    """Why a queued job has not started: a code for programs, and words."""
+    if standing.workers == 0:
+        if standing.loading:
+            return "loading", "its model, which is being loaded"
+        return "no_worker", "a worker: none is running for this model"
+    if place.before == 0:
+        return "slot", "a free slot"
+    if place.above:
+        return (
+            "higher_lane",
+            f"jobs of a higher priority ({place.above}) and {place.before - place.above} before it in its lane",
+        )
+    if place.own == place.before:
+        return "own_jobs", f"this user's earlier jobs ({place.own})"
+    if place.over:
+        others = place.before - place.own
+        return (
+            "share",
+            f"the turn of others ({others}), since this user has had more of late; of its own jobs {place.own}",
+        )
+    return "turn", f"{place.before} jobs before it, {place.own} of them this user's"
