@@ -2,8 +2,8 @@
 
 The jobs before it are laid onto the queue's slots, each for as long as a job of its units runs on average; to that
 comes its own run, lognormal about the same line. How far such forecasts were off is learnt as jobs end
-(`common/lua/pace.lua`), for each lane and for jobs that find a free slot apart from those that wait: what no model
-sees, such as others who will come and go first, is in those factors. The arithmetic is pure; times are milliseconds.
+(`common/lua/pace.lua`), for each lane and for how much can come before a job: what no model sees, such as others
+who will come and go first, is in those factors. The arithmetic is pure; times are milliseconds.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ LAID = 200
 DOUBT_JOBS, DOUBT = 4, 0.25
 #: A poll hint is never longer, nor shorter, nor less than this part of the time that the job has taken already.
 HINT_MAX_S, HINT_MIN_S, HINT_PART = 300.0, 0.05, 0.1
-#: Where in the distribution of what is left the next poll should fall: a little before its middle.
-HINT_Z = -0.4
+#: Where in the distribution of what is left the next poll should fall: before its middle.
+HINT_Z = -0.8
 
 
 class Eta(msgspec.Struct, frozen=True):
@@ -102,7 +102,7 @@ class Place(msgspec.Struct, frozen=True):
 class Forecast(msgspec.Struct, frozen=True):
     """When a job will be done: what the model says, and what is told."""
 
-    kind: str  # h0, h1, n0 ...: its lane, and whether it waits
+    kind: str  # h0, h1, n0 ...: its lane, and its `stage`
     made: float
     half: float
     most: float
@@ -136,7 +136,7 @@ def of_waiting(standing: Standing, place: Place, lane: str) -> Forecast | None:
     doubt = math.expm1(pace.spread**2)
     shared = (wait * pace.mean / standing.slots if waits else 0.0) + run * run
     half, most = quantiles(wait + pace.middle(place.units) * math.exp(pace.spread**2 / 2), doubt * shared)
-    return _told(standing, f"{lane[0]}{int(waits)}", half, most)
+    return _told(standing, f"{lane[0]}{stage(place, standing) if waits else 0}", half, most)
 
 
 def of_running(standing: Standing, units: float, age: float) -> Eta | None:
@@ -155,6 +155,11 @@ def of_scheduled(standing: Standing, units: float, until: float) -> Eta | None:
     backlog = max(0.0, sum(standing.depth) * pace.mean / standing.slots - until)
     half, most = until + pace.middle(units), until + backlog + pace.left(units, 0, 0.9)
     return Eta(round(half / 1000, 3), round(most / 1000, 3))
+
+
+def stage(place: Place, standing: Standing) -> int:
+    """How much may come before a waiting job that is not there yet: the more of its user's own jobs it stands behind."""
+    return 1 if place.own == 0 else 2 if place.own < 2 * standing.slots else 3
 
 
 def wait_of(standing: Standing, place: Place) -> float:
@@ -205,6 +210,6 @@ def factors_of(flat: Sequence[bytes]) -> dict[str, tuple[float, float]]:
     """Factors as the script returns them."""
     found = {}
     for kind, numbers in zip(flat[::2], flat[1::2], strict=True):
-        _, low, high = numbers.split()
-        found[kind.decode()] = float(low), float(high)
+        _, low, high, lift = map(float, numbers.split())
+        found[kind.decode()] = low, high + lift
     return found

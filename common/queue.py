@@ -394,6 +394,10 @@ class Queue:
         lost = await scripts.run(self.redis, "renew", prefix, queue, worker, lease_ms, about, *leases)
         return [lease.decode() for lease in lost]
 
+    async def loading(self, queue: str, worker: str, holds_s: float) -> None:
+        """The worker loads its model, which is known for so long; 0: it does not any more."""
+        await scripts.run(self.redis, "loading", self.keys.of_queue(queue), queue, worker, int(holds_s * 1000))
+
     async def leave(self, queue: str, worker: str) -> None:
         """The worker stops: it is not listed any more."""
         await scripts.run(self.redis, "leave", self.keys.of_queue(queue), queue, worker)

@@ -32,6 +32,7 @@ from common.queue import Answer, Event, Outcome, Queue
 from common.results import Results
 from common.settings import Settings
 from workers.beat_process import BeatProcess
+from workers.loading import announced
 from workers.meter import Meter
 from workers.outbox import Outbox, patiently
 from workers.run import Run
@@ -85,7 +86,8 @@ class Worker(ArqWorker):
         self.ctx["blobs"] = self.queue.blobs
         log.info("starting %s for %s: %s", self.id, self.queue_name, ", ".join(self.functions))
         if self.on_startup:
-            await self.on_startup(self.ctx)
+            async with announced(self.settings, self.queue_name, self.id):
+                await self.on_startup(self.ctx)
         self.outbox = Outbox(self.queue, self.queue_name, self._lost, self._commit)
         self._table = SlotTable.create(self.max_jobs)
         settle_heap()

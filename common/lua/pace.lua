@@ -1,10 +1,12 @@
 -- pace.lua: how long a queue's jobs run, learnt as they end, and how true what was foretold of them came.
 -- `meta` of a queue has `runs`, nine numbers: n (how many jobs were learnt from, at most 256), then moving means over
 -- those: units u, u*u, run time r (ms), u*r, the logarithm of r over what the line said, its square; then that line,
--- r = a + b*u. And `eta:<class>`, three numbers: how many forecasts were judged, and the logarithms of what the 50 % and
--- the 90 % of the next ones are multiplied by. A forecast that comes too early moves its factor up, one that is kept
--- moves it down, so that in the long run the share of jobs in time is what it should be, however wrong the model.
+-- r = a + b*u. And `eta:<class>`, four numbers: how many forecasts were judged, and logarithms: of what the 50 % and the
+-- 90 % of the next ones are multiplied by, and of a lift of the latter. A job that comes after its time moves the factor
+-- up, one that is in time moves it down, so that the share of jobs in time becomes what it should be, however wrong the
+-- model. The lift goes by what was really told: it keeps what a burst did in mind longer than the factors do.
 local LEARNT, PER_CALL, COVERED, STEP = 256, 8, 0.91, 0.05
+local LIFT, LIFT_STEP, LIFT_MOST = 0.93, 0.04, 1.5
 local pace, learnt_now
 
 local function pace_of(q)
@@ -57,14 +59,16 @@ local function judge(q, foretold, at)
   if not class then return end
   local took = math.max(1, at - made)
   count(q, 'eta:total', 1)
-  if took <= tonumber(told) then count(q, 'eta:covered', 1) end
-  local kept = redis.call('HGET', q .. 'meta', 'eta:' .. class) or '0 0 0'
-  local n, low, high = string.match(kept, '^(%S+) (%S+) (%S+)$')
+  local in_time = took <= tonumber(told)
+  if in_time then count(q, 'eta:covered', 1) end
+  local kept = redis.call('HGET', q .. 'meta', 'eta:' .. class) or '0 0 0 0'
+  local n, low, high, lift = string.match(kept, '^(%S+) (%S+) (%S+) (%S+)$')
   n = math.min(n + 1, 1000)
   local step = math.max(STEP, 1 / (n + 3))
   -- Held against the factor of now, not that of then: forecasts that were made together must not move it together.
   local above_half, above_most = math.log(took / half) > low + 0, math.log(took / most) > high + 0
   low = low + step * (above_half and 0.5 or -0.5)
   high = high + step * (above_most and COVERED or COVERED - 1)
-  redis.call('HSET', q .. 'meta', 'eta:' .. class, string.format('%d %.6g %.6g', n, low, high))
+  lift = math.max(0, math.min(LIFT_MOST, lift + LIFT_STEP * (LIFT - (in_time and 1 or 0))))
+  redis.call('HSET', q .. 'meta', 'eta:' .. class, string.format('%d %.6g %.6g %.6g', n, low, high, lift))
 end

@@ -5,12 +5,13 @@
 --         lanes, of them in lower lanes, units of the jobs before it in its lane (as far as was looked; a sum), 1 if its
 --         user had more than others of late, its units, 1 if something was foretold of it}; else empty.
 --         Standing is {now (ms), live workers, their slots, loading workers, jobs in progress, waiting jobs of each lane,
---         pace, factors (flat: class, three numbers), and of some jobs in progress how long they have run and their units}.
+--         pace, factors (flat: class, four numbers), and of some jobs in progress how long they have run and their units}.
 --         Exact up to 1,000 jobs of its user and 256 users in its lane; beyond, an estimate from those.
 -- atomic because a place in a moving queue has a meaning only at one moment.
 -- include job.lua
 local RUNNING_SEEN, WORKERS_SEEN, OWN_SEEN, USERS_SEEN, TURNS = 32, 64, 1000, 256, 1000
 local WEIGHTS = {high = 16, normal = 4, low = 1} -- of lanes, as a claim has them
+local CLASSES = {'h0', 'h1', 'h2', 'h3', 'n0', 'n1', 'n2', 'n3', 'l0', 'l1', 'l2', 'l3'} -- of forecasts: pace.lua
 local q = at(ARGV[2])
 local tickets_left = 96
 
@@ -151,7 +152,7 @@ end
 local function standing(meta)
   local workers = redis.call('ZRANGEBYSCORE', q .. 'workers', NOW, '+inf')
   local factors = {}
-  for i, class in ipairs({'h0', 'h1', 'n0', 'n1', 'l0', 'l1'}) do
+  for i, class in ipairs(CLASSES) do
     if meta[i + 7] then append(factors, class, meta[i + 7]) end
   end
   return {NOW, #workers, slots_of(workers), redis.call('ZCOUNT', q .. 'loading', NOW, '+inf'),
@@ -159,6 +160,7 @@ local function standing(meta)
     meta[7] or '', factors, running()}
 end
 
-local meta = redis.call('HMGET', q .. 'meta', 'credit:high', 'credit:normal', 'credit:low', 'depth:high', 'depth:normal',
-  'depth:low', 'runs', 'eta:h0', 'eta:h1', 'eta:n0', 'eta:n1', 'eta:l0', 'eta:l1')
+local fields = {'credit:high', 'credit:normal', 'credit:low', 'depth:high', 'depth:normal', 'depth:low', 'runs'}
+for _, class in ipairs(CLASSES) do append(fields, 'eta:' .. class) end
+local meta = redis.call('HMGET', q .. 'meta', unpack(fields))
 return {place(meta), standing(meta)}
