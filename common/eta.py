@@ -21,6 +21,8 @@ Z90 = NormalDist().inv_cdf(0.9)
 LAID = 200
 #: How sure one is before anything was seen, in jobs: as if so many had been off by a factor of about 1.6.
 DOUBT_JOBS, DOUBT = 4, 0.25
+#: The lift of a 90 % of which none was judged yet (`pace.lua` begins with the same).
+CAREFUL = 0.3
 #: A poll hint is never longer, nor shorter, nor less than this part of the time that the job has taken already.
 HINT_MAX_S, HINT_MIN_S, HINT_PART = 300.0, 0.05, 0.1
 #: Where in the distribution of what is left the next poll should fall: before its middle.
@@ -158,7 +160,7 @@ def of_scheduled(standing: Standing, units: float, until: float) -> Eta | None:
 
 
 def stage(place: Place, standing: Standing) -> int:
-    """How much may come before a waiting job that is not there yet: the more of its user's own jobs it stands behind."""
+    """How much may come before a waiting job that is not there yet: the more of its user's jobs are before it."""
     return 1 if place.own == 0 else 2 if place.own < 2 * standing.slots else 3
 
 
@@ -188,7 +190,7 @@ def quantiles(mean: float, variance: float) -> tuple[float, float]:
 
 
 def _told(standing: Standing, kind: str, half: float, most: float) -> Forecast:
-    low, high = standing.factors.get(kind, (0.0, 0.0))
+    low, high = standing.factors.get(kind, (0.0, CAREFUL))
     told_half = half * math.exp(max(-3.0, min(3.0, low)))
     told_most = max(told_half, most * math.exp(max(-3.0, min(3.0, high))))
     return Forecast(kind, standing.now, half, most, told_half, told_most)

@@ -131,4 +131,8 @@ def reason(place: Place, standing: Standing) -> tuple[str, str]:
             "share",
             f"the turn of others ({others}), since this user has had more of late; of its own jobs {place.own}",
         )
-    return "turn", f"{place.before} jobs before it, {place.own} of them this user's"
+    return "turn", f"{_jobs(place.before)} before it, {place.own} of them this user's"
+
+
+def _jobs(count: int) -> str:
+    return f"{count} job{'' if count == 1 else 's'}"

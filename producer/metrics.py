@@ -62,6 +62,7 @@ class _Moment(Collector):
         yield from self._gauges()
         yield self._states()
         yield self._cost()
+        yield from self._forecasts()
         for counter, (name, text) in HISTOGRAMS.items():
             family = HistogramMetricFamily(name, text, labels=["queue"])
             for queue in self.queues:
@@ -94,6 +95,14 @@ class _Moment(Collector):
             for state in State:
                 family.add_metric([queue.queue, state], queue.counts.get(f"state:{state}", 0))
         return family
+
+    def _forecasts(self) -> Iterator[Metric]:
+        judged = CounterMetricFamily("jarvis_eta", "Ended jobs of which somebody was told an eta", labels=["queue"])
+        covered = CounterMetricFamily("jarvis_eta_covered", "Of those, jobs that ended by their p90", labels=["queue"])
+        for queue in self.queues:
+            judged.add_metric([queue.queue], queue.counts.get("eta:total", 0))
+            covered.add_metric([queue.queue], queue.counts.get("eta:covered", 0))
+        yield from (judged, covered)
 
     def _cost(self) -> Metric:
         labels = ["queue", "model", "currency"]

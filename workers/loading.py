@@ -1,6 +1,6 @@
 """Says that a worker's model is being loaded, so that whoever waits for it knows what for.
 
-A thread with an event loop of its own says so: engines hold up the worker's loop while they load, for minutes.
+A thread with an event loop of its own says so: what is loaded may hold up the worker's loop, for minutes.
 """
 
 from __future__ import annotations

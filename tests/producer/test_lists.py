@@ -61,7 +61,7 @@ async def test_an_entry_is_the_job_s_record(client: httpx.AsyncClient) -> None:
     assert SubmittedListOut.model_validate(document).model_dump(mode="json") == document
     for entry in document["data"]:
         record = (await client.get(entry["links"]["self"])).json()
-        assert entry == {**record, "queue_position": None, "waiting_for": None}
+        assert entry == {**record, "queue_position": None, "waiting_for": None, "waiting_code": None, "eta": None}
 
 
 @pytest.mark.usefixtures("untouched")

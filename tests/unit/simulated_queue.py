@@ -1,7 +1,7 @@
 """A queue in simulated time: lanes, users in turn, slots, and callers who poll when they are told to.
 
 It is a fake beside the scripts: what it learns of run times and forecasts is `common/lua/pace.lua` written once more
-(`tests/conformance/test_waiting.py` holds the two together), so that thousands of jobs take a second and always the same.
+(`tests/conformance/test_waiting.py` holds the two together), so that thousands of jobs take a second, always the same.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ class Learnt:
         self.judged += 1
         in_time = took <= round(forecast.told_most)
         self.covered += in_time
-        n, low, high, lift = self.factors.get(forecast.kind, (0.0, 0.0, 0.0, 0.0))
+        n, low, high, lift = self.factors.get(forecast.kind, (0.0, 0.0, 0.0, 0.3))
         n = min(n + 1, 1000)
         step = max(0.05, 1 / (n + 3))
         above_half, above_most = math.log(took / forecast.half) > low, math.log(took / forecast.most) > high
         low, high = low + step * (above_half - 0.5), high + step * (above_most - 0.09)
-        self.factors[forecast.kind] = (n, low, high, max(0.0, min(1.5, lift + 0.04 * (0.93 - in_time))))
+        self.factors[forecast.kind] = (n, low, high, max(0.0, min(1.5, lift + 0.04 * (0.91 - in_time))))
 
     @property
     def known(self) -> Pace | None:
@@ -99,7 +99,7 @@ class Simulation:
         events: list[tuple[float, int, str, Job]] = [(job.at, next(order), "submit", job) for job in jobs]
         heapq.heapify(events)
         while events:
-            self.now, number, what, job = heapq.heappop(events)
+            self.now, _, what, job = heapq.heappop(events)
             if what == "submit":
                 self._submit(job)
             elif what == "end":
