@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from common.errors import SettingsInvalid
-from ops import batch_cli, keys_cli, models_cli, screen, tables, webhook_cli
+from ops import batch_cli, keys_cli, models_cli, screen, tables, usage_cli, webhook_cli
 from ops.request import ascii_key, given, job_input, sendable, texts_by_name, values_by_name
 from ops.screen import note, print_json
 from ops.server import DEFAULT_URL, INTERRUPTED, NOT_COMPLETED, AsJson, Url, connected, show_answer
@@ -339,6 +339,28 @@ def workers(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     with _server(url, as_json) as client:
         document = client.workers()
         show_answer(document, "\n".join(tables.worker_table(document)), as_json)
+
+
+@app.command()
+def usage(
+    first: usage_cli.First = None,
+    last: usage_cli.Last = None,
+    by: usage_cli.By = "day,model",
+    owner: usage_cli.Owner = None,
+    key: usage_cli.Key = None,
+    as_csv: usage_cli.AsCsv = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was used: jobs, tokens, seconds of audio, GPU time and cost, by day and model or as you say.
+
+    jarvis usage --from 2026-11-01 --by api_key,model · jarvis usage --by day,owner --csv > usage.csv
+    """
+    asked = {"from": first, "to": last, "group_by": by, "owner": owner, "api_key": key}
+    with _server(url, as_json) as client:
+        document = client.usage(**asked)
+    words = usage_cli.csv_of(document).rstrip("\n") if as_csv else "\n".join(usage_cli.rows_of(document))
+    show_answer(document, words, as_json)
 
 
 @app.command()

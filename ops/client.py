@@ -155,6 +155,10 @@ class Client:
         """Every live worker with its queue, slots and device."""
         return self._json("GET", "/v1/workers")
 
+    def usage(self, **filters: str | int | None) -> Json:
+        """What was used, grouped."""
+        return self._json("GET", "/v1/usage", params={n: v for n, v in filters.items() if v is not None})
+
     def parked(self, **filters: str | int | None) -> Json:
         """One page of parked jobs."""
         return self._json("GET", "/v1/parked", params=_given(filters))

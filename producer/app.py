@@ -19,7 +19,7 @@ from common.heap import settle_heap
 from common.queue import Queue
 from common.results import Results
 from common.settings import Settings
-from producer import admin, problems, webhooks
+from producer import admin, problems, usage, webhooks
 from producer.address import is_loopback
 from producer.auth import Authentication, Authenticator
 from producer.guard import Guard
@@ -65,7 +65,8 @@ def create_app(settings: Settings) -> FastAPI:
     }
     app.add_middleware(Authentication, metrics_open=settings.metrics_open)
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, max_form_bytes=forms)
-    own = (admin.router, webhooks.router, openai.router, responses.router, openai_files.router, openai_batches.router)
+    ours = (admin.router, usage.router, webhooks.router)
+    own = (*ours, openai.router, responses.router, openai_files.router, openai_batches.router)
     for routes in (submits, openai.calls, responses.calls, router, *own):  # the first route that matches is taken
         app.include_router(routes)
     app.openapi = describe(app)  # type: ignore[method-assign]

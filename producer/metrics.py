@@ -63,6 +63,7 @@ class _Moment(Collector):
         yield self._states()
         yield self._cost()
         yield from self._forecasts()
+        yield self._refusals()
         for counter, (name, text) in HISTOGRAMS.items():
             family = HistogramMetricFamily(name, text, labels=["queue"])
             for queue in self.queues:
@@ -112,6 +113,15 @@ class _Moment(Collector):
                 if counter.startswith("cost:"):
                     _, currency, model = counter.split(":", 2)
                     family.add_metric([queue.queue, model, currency], micros / 1_000_000)
+        return family
+
+    def _refusals(self) -> Metric:
+        text = "Submits refused because a limit of their API key was used up"
+        family = CounterMetricFamily("jarvis_limit_refusals", text, labels=["queue", "limit"])
+        for queue in self.queues:
+            for counter, count in sorted(queue.counts.items()):
+                if counter.startswith("limited:"):
+                    family.add_metric([queue.queue, counter.removeprefix("limited:")], count)
         return family
 
 

@@ -51,7 +51,7 @@ local function used_of(who, usage)
   local micros, currency = string.match(usage, '"cost_micros":(%d+),"cost_currency":"(%u+)"')
   if prompt then use(who, 'prompt_tokens', tonumber(prompt)) end
   if completion then use(who, 'completion_tokens', tonumber(completion)) end
-  if seconds then use(who, 'audio_ms', math.floor(seconds * 1000 + 0.5)) end
+  if seconds then use(who, 'audio_seconds', math.ceil(seconds)) end
   if micros then use(who, 'cost:' .. currency, tonumber(micros)) end
   local tokens = (prompt or completion) and (prompt or 0) + (completion or 0) or nil
   local cost = micros and micros / 1000000 or (tokens or seconds) and 0 or nil -- what has no price costs nothing

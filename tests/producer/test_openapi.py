@@ -33,7 +33,7 @@ async def test_every_route_of_the_design_is_there(client: httpx.AsyncClient) -> 
         "POST /v1/jobs", "GET /v1/jobs", "GET /v1/jobs/{job_id}", "GET /v1/jobs/{job_id}/result",
         "GET /v1/jobs/{job_id}/events", "POST /v1/jobs/{job_id}/cancel", "POST /v1/jobs/{job_id}/retry",
         "GET /v1/workers", "GET /v1/queues", "GET /v1/parked",
-        "POST /v1/parked/{parked_id}/replay", "GET /v1/models", "GET /healthz",
+        "POST /v1/parked/{parked_id}/replay", "GET /v1/models", "GET /v1/usage", "GET /healthz",
         "GET /readyz", "GET /metrics", "GET /v1/webhook_deliveries", "GET /v1/webhook_deliveries/{delivery_id}",
         "POST /v1/webhook_deliveries/{delivery_id}/redeliver",
         "POST /v1/admin/keys", "GET /v1/admin/keys", "GET /v1/admin/keys/{key_id}",
