@@ -295,9 +295,9 @@ class Queue:
         Terminal states never change, so the old record stays. Raises NotFound, NotAllowedNow.
         """
         prefix = self._of(job_id)
-        fields = "ticket", "history", "work", "metadata", "hook"
+        fields = "ticket", "history", "work", "metadata", "hook", "held"
         call = scripts.execute(self.redis, "HMGET", f"{prefix}job:{job_id}", *fields)
-        found, history, work_bytes, metadata, hook = await self._call(call)
+        found, history, work_bytes, metadata, hook, held = await self._call(call)
         if found is None:
             raise NotFound(job_id)
         state = parse_history(history.decode())[-1][1]
@@ -317,6 +317,7 @@ class Queue:
             user=ticket.user,
             api_key=ticket.api_key,
             units=ticket.units,
+            cost_micros=_cost_in(held),
             priority=ticket.lane,
             metadata=decode(metadata) if metadata else {},
             timeout_s=ticket.timeout_ms / 1000,
@@ -512,6 +513,12 @@ def _limited(reply: list[Any]) -> LimitReached:
     return LimitReached(
         reply[2].decode().split(" "), float(reply[3]), float(reply[4]), retry_after_s, _limits(reply, 5)
     )
+
+
+def _cost_in(held: bytes | None) -> int:
+    # `<what> <taken> <position>` of each limit, as `common/lua/limits.lua` writes it.
+    words = (held or b"").decode().split(" ")
+    return round(float(words[words.index("cost") + 1]) * 1_000_000) if "cost" in words else 0
 
 
 def _limits(reply: list[Any], place: int) -> tuple[Left, ...]:

@@ -18,7 +18,7 @@ from common.outbox import Outbox
 from common.queue import Queue
 from common.results import QueueStats, Results, StoredResult
 from common.settings import Settings
-from producer import batch, follow, headers, metrics, upload
+from producer import batch, follow, headers, metrics, rates, upload
 from producer.answers import (
     HealthOut,
     JobOut,
@@ -402,6 +402,7 @@ def model_out(model: Model, alias: str) -> dict[str, Any]:
 
 
 async def _again(here: Edge, submitted: Submitted) -> Response:
+    rates.note(submitted.limits)
     record = await here.results.record(submitted.id)
     return answer(record_out(record), 202, {"Location": location(record.id)} | polled(record))
 

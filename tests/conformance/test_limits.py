@@ -205,6 +205,14 @@ async def test_a_job_that_runs_again_is_held_once_and_settled_once(world: World)
     assert (await left(world), await left(world, "requests")) == (950, 8)
 
 
+async def test_a_job_that_is_asked_for_again_needs_what_it_needed(world: World) -> None:
+    await limit(world, "tokens=1000/1d", "cost=1/1d")
+    job = await submit(world, units=100, cost_micros=250_000)
+    await world.fail(await world.claim_one(), retryable=False)
+    again = await world.queue.retry(job.id)
+    assert [round(one.left, 2) for one in again.limits] == [900, 0.75]
+
+
 async def test_limits_that_change_or_go_do_not_give_back_what_they_did_not_take(world: World) -> None:
     await limit(world, "tokens=1000/1d")
     await submit(world, units=500)
