@@ -7,8 +7,10 @@ import json
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
+from ops import own_key
 from ops.process import Say
 
 READY_LIMIT_S = 600.0
@@ -24,13 +26,13 @@ def read_json(url: str) -> Any:
         return None
 
 
-async def announce(base: str, processes: set[str], stopping: asyncio.Event, say: Say) -> None:
+async def announce(base: str, processes: set[str], stopping: asyncio.Event, say: Say, data_dir: Path) -> None:
     """Print the ready banner once the web process and every kind of worker are up, or who is not by then."""
     deadline = time.monotonic() + READY_LIMIT_S
     while not stopping.is_set():
         missing = not_ready(await asyncio.to_thread(read_json, f"{base}/readyz"), processes)
         if not missing:
-            say("system", banner(base))
+            say("system", banner(base, own_key.kept_in(data_dir)))
             return
         if time.monotonic() > deadline:
             say("system", f"still not ready: {', '.join(missing)}")
@@ -49,14 +51,15 @@ def not_ready(answer: Any, processes: set[str]) -> list[str]:
     return sorted(kinds - live)
 
 
-def banner(base: str) -> str:
-    """Return what to print when everything is up: one call to try."""
+def banner(base: str, key_file: Path) -> str:
+    """Return what to print when everything is up: one call to try, with the key that is kept in a file."""
     body = '{"kind": "generation", "model": "demo", "input": {"prompt": "What is Jarvis?"}}'
     lines = [
         "",
         f"Jarvis is ready at {base}  (API: {base}/openapi.json). Try:",
         "",
-        f"  curl -s {base}/v1/jobs -H 'content-type: application/json' -H 'Prefer: wait=30' \\",
+        f'  curl -s {base}/v1/jobs -H "Authorization: Bearer $(cat {key_file})" \\',
+        "    -H 'content-type: application/json' -H 'Prefer: wait=30' \\",
         f"    -d '{body}'",
         "",
     ]

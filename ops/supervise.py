@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
 from honcho import environ
@@ -23,7 +23,7 @@ from honcho.printer import Message, Printer
 
 from common.errors import JarvisError
 from common.settings import Settings, load_settings
-from ops import embedded_redis
+from ops import embedded_redis, first_key
 from ops.process import Backoff, Program, Say, Supervised
 from ops.ready import announce
 
@@ -81,12 +81,14 @@ class Supervisor:
         self._say = say
         self._asked = 0
 
-    async def run(self, redis_url: str | None = None) -> int:
-        """Run until a signal, Redis first when it is ours to run; return an exit status."""
+    async def run(self, redis_url: str | None = None, before: Callable[[], Awaitable[None]] | None = None) -> int:
+        """Run until a signal, Redis first when it is ours to run, `before` the others; return an exit status."""
         self._listen()
         first = [process for process in self.processes if process.program.name == REDIS]
         tasks = [asyncio.create_task(process.run()) for process in first]
         started = not first or redis_url is None or await self._redis_answers(redis_url)
+        if started and before is not None and not self.stopping.is_set():
+            await before()
         if started and not self.stopping.is_set():
             rest = [process for process in self.processes if process not in first]
             tasks += [asyncio.create_task(process.run()) for process in rest]
@@ -196,11 +198,19 @@ async def supervise(programs: list[Program], settings: Settings, notes: list[str
     supervisor = Supervisor(programs, settings.grace_s + GRACE_MARGIN_S, say)
     ports = [program.environment["PORT"] for program in programs if "PORT" in program.environment]
     announcer = None
+    serves = any(program.name.startswith(f"{WEB}.") for program in programs)
+
+    async def first() -> None:
+        for line in await first_key.ensure(settings):
+            say("system", line)
+
     if ports:
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
         kinds = {program.name.partition(".")[0] for program in programs}
-        announcer = asyncio.create_task(announce(f"http://{host}:{ports[0]}", kinds, supervisor.stopping, say))
-    status = await supervisor.run(settings.redis_url)
+        announcer = asyncio.create_task(
+            announce(f"http://{host}:{ports[0]}", kinds, supervisor.stopping, say, settings.data_dir)
+        )
+    status = await supervisor.run(settings.redis_url, first if serves else None)
     if announcer is not None:
         announcer.cancel()
     return status

@@ -94,8 +94,9 @@ def test_ready_means_web_and_a_live_worker_of_each_kind_that_runs_here(answer: o
 
 
 def test_the_banner_shows_a_call_with_a_valid_body() -> None:
-    body = ready.banner("http://127.0.0.1:8000").split("-d '")[1].split("'")[0]
-    assert json.loads(body)["kind"] == "generation"
+    shown = ready.banner("http://127.0.0.1:8000", Path(".jarvis/api-key"))
+    assert json.loads(shown.split("-d '")[1].split("'")[0])["kind"] == "generation"
+    assert '-H "Authorization: Bearer $(cat .jarvis/api-key)"' in shown
 
 
 async def test_the_banner_waits_for_web_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +104,9 @@ async def test_the_banner_waits_for_web_and_workers(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ready, "read_json", lambda _url: next(answers))
     monkeypatch.setattr(ready, "LOOK_EVERY_S", 0.0)
     said: list[bytes | str] = []
-    await ready.announce("http://here", {"generation"}, asyncio.Event(), lambda _name, text: said.append(text))
+    await ready.announce(
+        "http://here", {"generation"}, asyncio.Event(), lambda _name, text: said.append(text), Path("x")
+    )
     assert len(said) == 1
     assert "Jarvis is ready at http://here" in str(said[0])
 
