@@ -30,6 +30,8 @@ HOSTILE = "tests/faults/test_hostile.py"
 TRUST = "tests/faults/test_trust.py"
 WEBHOOKS = "tests/faults/test_webhooks.py"
 EGRESS = "tests/delivery/test_egress.py"
+TENANTS = f"{TRUST}::test_15_nothing_tells_another_tenants_things_from_those_that_nobody_has"
+AUTH = "tests/producer/test_auth.py"
 RESPONSES = "tests/producer/test_responses.py"
 RESUMED = f"{RESPONSES}::test_a_stream_goes_on_in_another_web_process_and_from_another_worker"
 LOST = "tests/faults/test_lost_replies.py::test_replies_lost_at_random_leave_no_job_behind_and_double_nothing"
@@ -484,6 +486,87 @@ MUTANTS = (
         'emitted = await ctx["emitted"](job) if job.claims > 1 else []',
         "emitted: list[dict[str, Any]] = []",
         "tests/faults/test_transcription_killed.py",
+    ),
+    Mutant(
+        "a job is shown whoever asks",
+        "common/results.py",
+        "if owner not in (None, record.user):",
+        "if owner == '':",
+        TENANTS,
+    ),
+    Mutant(
+        "a job is cancelled whoever asks",
+        "producer/routes.py",
+        "    await here.results.record(job_id, position=False, owner=who(request).sees)\n    await here.queue.cancel",
+        "    await here.queue.cancel",
+        TENANTS,
+    ),
+    Mutant(
+        "a file is shown whoever asks", "common/files.py", "if owner not in (None, record.owner):", "if False:", TENANTS
+    ),
+    Mutant(
+        "a batch is shown whoever asks",
+        "common/batches.py",
+        "if found is None or owner not in (None, found.asked.user):",
+        "if found is None:",
+        TENANTS,
+    ),
+    Mutant(
+        "a response goes on from anybody's",
+        "producer/openai/responses/specs.py",
+        "stored.conversation(results, earlier, who.sees)",
+        "stored.conversation(results, earlier, None)",
+        TENANTS,
+    ),
+    Mutant(
+        "a file's list has everybody's",
+        "producer/openai/files.py",
+        "files, owner = edge(request).files, who(request).sees",
+        "files, owner = edge(request).files, None",
+        TENANTS,
+    ),
+    Mutant(
+        "another's delivery takes longer to be refused",
+        "producer/webhooks.py",
+        "        raise NoDelivery(delivery_id)",
+        "        await asyncio.sleep(0.008)\n        raise NoDelivery(delivery_id)",
+        TENANTS,
+    ),
+    Mutant(
+        "a key is stored as it is",
+        "common/access.py",
+        "return hashlib.sha256(text.encode()).hexdigest()",
+        "return text",
+        TENANTS,
+    ),
+    Mutant(
+        "a revoked key goes on",
+        "producer/auth.py",
+        "or record is None or record.revoked_ms:",
+        "or record is None:",
+        f"{AUTH}::test_a_revoked_key_works_no_longer_than_its_record_is_trusted",
+    ),
+    Mutant(
+        "no live key, no lock",
+        "common/api_keys.py",
+        'self.redis.exists(f"{self._prefix}api_keys:made")',
+        'self.redis.exists(f"{self._prefix}api_keys")',
+        "tests/integration/test_api_keys.py::test_a_server_that_once_had_a_key_knows_it_though_none_is_left",
+    ),
+    Mutant(
+        "a change of limits dies with its process",
+        "common/api_keys.py",
+        "ids = sorted({*key_ids, *dirty})",
+        "ids = sorted({*key_ids})",
+        "tests/integration/test_api_keys.py::"
+        "test_a_change_whose_process_died_before_it_reached_the_queues_gets_there_with_the_next",
+    ),
+    Mutant(
+        "the last of two changes may be the first",
+        "common/lua/api_key_applied.lua",
+        "if (redis.call('GET', P .. 'api_keys:version') or '0') ~= ARGV[1] then return 0 end",
+        "",
+        "tests/integration/test_api_keys.py::test_of_two_changes_at_once_the_last_is_what_the_queues_have",
     ),
 )
 

@@ -1,6 +1,6 @@
-"""What lies in Redis is not believed, and nothing private gets into logs or metrics. reliability.md, test 15.
+"""What lies in Redis is not believed, no tenant finds out about another, and nothing private gets into logs or metrics.
 
-Two tenants' keys, which that test asks for too, come with the keys themselves.
+reliability.md, test 15.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import pickle  # to write what we must never load
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 
+from common.access import NewKey
+from common.api_keys import ApiKeys
 from common.jobs import JobSpec
 from common.states import State
+from tests.faults import tenants
 from tests.faults.formation import SCHEDULER, WEB, Formation, until
 
 PROMPT = "whisper-of-the-tests-4711"
@@ -123,3 +127,82 @@ async def test_15_no_prompt_and_no_secret_is_in_a_log_or_a_metric(formation: For
 
 def _logged(formation: Formation, word: str) -> bool:
     return any(word in path.read_text() for path in formation.folder.glob("*.log"))
+
+
+async def test_15_nothing_tells_another_tenants_things_from_those_that_nobody_has(formation: Formation) -> None:
+    keys = ApiKeys(formation.queue.redis, formation.settings)
+    ann, bob = await tenants.keys_of(keys, "ann"), await tenants.keys_of(keys, "bob")
+    formation.start(*WEB, log_level="debug")
+    named, lists = tenants.addresses(formation.settings)
+    async with formation.client() as client:
+        await formation.web_answers(client)
+        theirs = await tenants.things_of(client, bob[0], PROMPT, SECRET)
+        nobodys = tenants.unknown(theirs)
+        assert theirs.keys() | set(tenants.EVERYBODYS) | set(tenants.ADMINS) == {address.name for address in named}
+
+        prober = tenants.Prober(client, ann)
+        found: list[str] = []
+        for address in named:
+            if address.name in theirs:
+                found += await prober.differences(address, theirs[address.name], nobodys[address.name])
+        assert not found, "\n".join(found)
+        await nobody_gets_by_naming_it_in_a_body(client, ann, theirs, nobodys)
+        await lists_have_what_is_ones_own(client, ann, bob, theirs, lists)
+        for address in named:
+            if address.name in tenants.ADMINS:
+                refused = await client.request(
+                    address.method, address.of(bob[0].id), headers=tenants.bearer(ann[0]), json={}
+                )
+                assert refused.status_code == 403, address
+        # What was asked for in vain is there still, for its owner, by whichever of his keys.
+        for number, key in enumerate(bob):
+            path = ("/v1/jobs/", "/v1/files/", "/v1/batches/", "/v1/responses/", "/v1/webhook_deliveries/")[number % 5]
+            name = ("job_id", "file_id", "batch_id", "response_id", "delivery_id")[number % 5]
+            assert (await client.get(path + theirs[name], headers=tenants.bearer(key))).status_code == 200
+        for key in ann:
+            assert (await client.get(f"/v1/jobs/{theirs['job_id']}", headers=tenants.bearer(key))).status_code == 404
+    logs = [path.read_bytes() for path in formation.folder.glob("*.log")]
+    await formation.queue.redis.config_set("rdbcompression", "no")  # compressed, a text is in pieces
+    dump = [await formation.queue.redis.dump(name) for name in await formation.queue.redis.keys("*")]
+    assert any(PROMPT.encode() in (kept or b"") for kept in dump)
+    for kept in (*logs, *filter(None, dump)):
+        assert not any(key.text[16:].encode() in kept for key in (*ann, *bob))
+    assert not any(private.encode() in log for log in logs for private in (PROMPT, SECRET.removeprefix("whsec_")))
+
+
+async def nobody_gets_by_naming_it_in_a_body(
+    client: httpx.AsyncClient, keys: list[NewKey], theirs: dict[str, str], nobodys: dict[str, str]
+) -> None:
+    """Ids that a caller puts into a request lead nowhere either."""
+    batch = {"endpoint": "/v1/embeddings", "completion_window": "24h"}
+    for number, (path, name, field, rest) in enumerate(
+        (
+            ("/v1/batches", "file_id", "input_file_id", batch),
+            ("/v1/responses", "response_id", "previous_response_id", {"model": "chat", "input": "go on"}),
+        )
+    ):
+        answers = []
+        for thing in (theirs[name], nobodys[name]):
+            response = await client.post(path, json={**rest, field: thing}, headers=tenants.bearer(keys[number]))
+            answers.append((response.status_code, response.text.replace(thing, "ID")))
+        assert answers[0] == answers[1]
+        assert answers[0][0] in (400, 404)
+
+
+async def lists_have_what_is_ones_own(
+    client: httpx.AsyncClient,
+    ann: list[NewKey],
+    bob: list[NewKey],
+    theirs: dict[str, str],
+    lists: list[tenants.Address],
+) -> None:
+    """No list of one tenant has anything of the other one; the other one's lists have all of it."""
+    seen = ""
+    for number, address in enumerate(lists):
+        mine = await client.get(address.path, headers=tenants.bearer(ann[number % len(ann)]))
+        assert mine.status_code in (200, 307, 403), address
+        assert not any(thing in mine.text for thing in theirs.values()), address
+        if address.path != "/openapi.json":
+            assert "bob" not in mine.text, address
+        seen += (await client.get(address.path, headers=tenants.bearer(bob[number % len(bob)]))).text
+    assert all(thing in seen for name, thing in theirs.items() if name != "response_id")
