@@ -99,6 +99,8 @@ class Place(msgspec.Struct, frozen=True):
     over: bool  # its user has had more than others of late
     units: float
     foretold: bool  # that was asked before
+    held_until_ms: int = 0  # when its user's limit has room again; 0: its user is not held
+    own_running: int = 0  # its user's jobs in progress, when they are as many as may be
 
 
 class Forecast(msgspec.Struct, frozen=True):

@@ -19,6 +19,10 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P bucket:<subject>      string  how full the limits of a key (k:<id>) are
     P waits:<key>           set     waiting jobs of a key that may have only so many
     P usage:<day>           hash    sums of what was used, by key, model and owner; days since 1970
+    P held                  zset    owner whose jobs wait for himself -> when to look at him again (ms)
+    P held:<owner>          set     `<lane> <queue>` where he has work
+    P running:<owner>       set     his jobs in progress (short ids), while he is bounded
+    P spent:<owner>         hash    `<what>:<window>` -> when his limit will be all free again (ms)
     P queues                set     queues that have ever been used
     P readers               zset    id -> until when somebody reads its events as they come (ms)
     P file:<id>             string  a file's record (JSON); its content is in the blob store
@@ -54,8 +58,10 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P endpoint:<id>         string  a standing endpoint (JSON), on the shard of its user
     P endpoints             zset    endpoint -> when it was made (ms)
     P endpoints:<user>      set     the user's endpoints
-    Q meta                  hash    depth, clock and credit of each lane; service rate; how long jobs run (`pace.lua`)
-    Q <lane>:users          zset    user -> virtual time; only users with waiting work
+    Q meta                  hash    depth, clock and credit of each lane; service rate; how long jobs run (`pace.lua`), and
+                                    what of their workers' time they cost
+    Q <lane>:users          zset    owner -> virtual time (ms over weight); with waiting work, not held
+    Q <lane>:aside          zset    the same of others, while it is ahead of the lane's clock
     Q <lane>:returned       list    ids given back by dead or draining workers, oldest first
     Q <lane>:u:<user>       stream  the user's waiting jobs, oldest first
     Q leases                zset    <id>:<step> -> when the lease ends (ms)

@@ -71,8 +71,8 @@ class Waiting:
         self._standings[queue] = time.monotonic() + FRESH_S, standing
         if not place:
             return None, standing
-        before, own, above, below, units, over, its_units, foretold = place
-        return Place(before, own, above, below, units, over == 1, its_units, foretold == 1), standing
+        before, own, above, below, units, over, its_units, foretold, held = place
+        return Place(before, own, above, below, units, over == 1, its_units, foretold == 1, *held), standing
 
 
 def _standing(row: list[Any]) -> Standing:
@@ -116,6 +116,11 @@ def reason(place: Place, standing: Standing) -> tuple[str, str]:
         if standing.loading:
             return "loading", "its model, which is being loaded"
         return "no_worker", "a worker: none is running for this model"
+    if place.own_running:
+        return "in_progress", f"the end of a job of this user: {place.own_running} run, as many as may at a time"
+    if place.held_until_ms:
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(place.held_until_ms / 1000))
+        return "limit", f"this user's limit, until {at}"
     if place.before == 0:
         return "slot", "a free slot"
     if place.above:

@@ -41,7 +41,17 @@ class LinksOut(BaseModel):
 
 
 WaitingCode = Literal[
-    "slot", "own_jobs", "turn", "share", "higher_lane", "no_worker", "loading", "scheduled", "retry_pause"
+    "slot",
+    "in_progress",
+    "limit",
+    "own_jobs",
+    "turn",
+    "share",
+    "higher_lane",
+    "no_worker",
+    "loading",
+    "scheduled",
+    "retry_pause",
 ]
 
 

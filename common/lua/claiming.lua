@@ -3,7 +3,7 @@ local queue, worker, request, want = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]
 local RETENTION_MS, MAX_DEATHS = ARGV[6], tonumber(ARGV[8])
 local DEADLINE = string.format('%d', NOW + ARGV[5])
 local WEIGHTS = {high = 16, normal = 4, low = 1}
-local COST = 1 -- of a job, over WEIGHT of its user: both come with the tenants issue (design, section 5)
+local PER_UNIT, PER_JOB = 0, 0 -- ms that the queue's jobs have cost of late
 local q = at(queue)
 local JOB, ID = P .. 'job:', id_of('')
 local taken, leases, held, gone, depth = {}, {}, {}, {}, {}
@@ -23,7 +23,8 @@ local function past_of(history, ticket)
   return deliveries, deaths > 0 and deaths >= MAX_DEATHS - 1 and 1 or 0
 end
 
-local function lease(id, job)
+-- `charged` is what its owner has paid for it now, or nil for one that was given back.
+local function lease(id, job, charged)
   local ticket, history, work = job[1], job[2], job[3]
   local number, deliveries, suspect = '2', 0, 0
   if #history > 15 then -- it was scheduled or delivered before
@@ -33,7 +34,11 @@ local function lease(id, job)
   observe(q, 'wait', NOW - since_of(history))
   wait_no_more(id, string.match(ticket, ',(%w+) ') or '')
   local after, step = move(id, q, history, 'p', number)
-  redis.call('HSET', JOB .. id, 'history', after, 'worker', worker)
+  if charged then
+    redis.call('HSET', JOB .. id, 'history', after, 'worker', worker, 'charged', charged)
+  else
+    redis.call('HSET', JOB .. id, 'history', after, 'worker', worker)
+  end
   local member = id .. ':' .. step
   append(leases, DEADLINE, member)
   append(held, member)
@@ -43,8 +48,19 @@ end
 -- Whether an answer was begun: only the model that began it can go on with it.
 local function has_begun(id) return redis.call('EXISTS', P .. 'tokens:' .. id) == 1 end
 
--- Lease a job that was taken out of its line; 1 if it was, 0 if it must not be run.
-local function take(id, entry, lane)
+-- Charge an owner for his job what it will cost, as far as one can tell; returns what stands in its record.
+local function charge(owner, id, ticket)
+  local cost, units = LEAST_COST, nil
+  if PER_JOB > 0 or owner.bounds then units = tonumber(string.match(ticket, '^%d+ %d+ %d+ %d+ %d+ %l(%d+)')) end
+  if PER_JOB > 0 then cost = math.max(cost, units and PER_UNIT > 0 and units * PER_UNIT or PER_JOB) end
+  owner.tag = owner.tag + cost / owner.weight
+  if owner.bounds then return tostring(cost) .. owner.bounds.reserve(id, units or 0) end
+  return cost ~= LEAST_COST and tostring(cost)
+end
+
+-- Lease a job at the head of its line: 1 if it was taken, 0 if it must not be run, nil if its owner has to wait.
+-- `owner` pays for it; none for a job that was given back, which is paid for.
+local function take(id, entry, lane, owner)
   budget = budget - 1
   local job = redis.call('HMGET', JOB .. id, 'ticket', 'history', 'work')
   if not job[1] then
@@ -56,7 +72,8 @@ local function take(id, entry, lane)
         redis.call('RPUSH', q .. lane .. ':returned', id)
         return 0
       end
-      lease(id, job)
+      if owner and owner.bounds and owner.bounds.reached(job[1]) then return nil end
+      lease(id, job, owner and charge(owner, id, job[1]))
       return 1
     end
     gone[lane] = (gone[lane] or 0) + 1
@@ -86,65 +103,135 @@ local function take_returned(lane, k)
   return got
 end
 
--- Take n jobs from the front of a user's stream. One more than wanted is read: it says where to cut.
-local function read(lane, user, n)
-  local stream = stream_of(q, lane, user)
-  local entries = redis.call('XRANGE', stream, '-', '+', 'COUNT', n + 1)
-  local more = entries[n + 1]
-  if more then
-    redis.call('XTRIM', stream, 'MINID', more[1])
-    entries[n + 1] = nil
-  else
-    redis.call('DEL', stream)
-    redis.call('ZREM', q .. lane .. ':users', user)
+-- The first k owners of a lane by their tags: k jobs are among theirs. Each has at least one, or is held.
+local function first_owners(lane, k)
+  local found = redis.call('ZRANGE', q .. lane .. ':users', 0, math.min(k, 1000) - 1, 'WITHSCORES')
+  local names, out, stream = {}, {}, stream_of(q, lane, '')
+  for i = 1, #found, 2 do append(names, found[i]) end
+  if #names == 0 then return out end
+  local texts = redis.call('HMGET', P .. 'shares', unpack(names))
+  local chunk = math.max(2, math.ceil(k / #names) + 1) -- one more than his part: it says where to cut
+  for i, name in ipairs(names) do
+    local owner = {name = name, tag = tonumber(found[2 * i]), turn = i, stream = stream .. name, chunk = chunk, weight = 1,
+      entries = false, dry = false, at = 1, last = false, cost = 0}
+    if texts[i] then
+      owner.weight = owners().share_of(name, texts[i]).weight
+      owner.bounds = owners().bounds_of(owner, q)
+    end
+    out[i] = owner
   end
-  return entries, more
+  return out
 end
 
--- Share k picks among users in virtual time: the lowest goes first and moves on by its job's cost.
-local function share(users, k)
-  local order, picks = {}, {}
-  for i = 1, #users, 2 do append(order, {user = users[i], time = tonumber(users[i + 1]), n = 0}) end
-  for i, user in ipairs(order) do picks[i] = user end
-  if #order == 1 then order[1].n = k return picks end
-  for _ = 1, k do
-    local user = table.remove(order, 1)
-    user.n = user.n + 1
-    local time, place = user.time + user.n * COST, #order
-    while place > 0 and order[place].time + order[place].n * COST > time do place = place - 1 end
-    table.insert(order, place + 1, user)
-  end
-  return picks
+-- The next entry of an owner's stream, without taking it; nil at its end.
+local function peek(owner)
+  local entry = owner.entries and owner.entries[owner.at]
+  if entry or owner.dry then return entry end
+  local entries = redis.call('XRANGE', owner.stream, owner.last and '(' .. owner.last or '-', '+', 'COUNT', owner.chunk)
+  owner.dry = #entries < owner.chunk
+  owner.entries, owner.at, owner.chunk = entries, 1, owner.chunk * 2
+  return entries[1]
 end
 
-local function take_users(lane, k)
-  local got, key, now_at = 0, q .. lane .. ':users', nil
-  while got < k and budget > 0 do
-    local users = redis.call('ZRANGE', key, 0, k - got - 1, 'WITHSCORES')
-    if #users == 0 then break end
-    local moved = {}
-    for _, user in ipairs(share(users, k - got)) do
-      if user.n > 0 then
-        local entries, more = read(lane, user.user, user.n)
-        local ran = 0
-        for _, entry in ipairs(entries) do ran = ran + take(ID .. entry[2][2], entry[1], lane) end
-        got = got + ran
-        -- The clock is where the last served user stands now. Were it where he stood before, a user who leaves and
-        -- comes back with one job at a time would always be first.
-        if ran > 0 then now_at = math.max(now_at or 0, user.time + ran * COST) end
-        if more then append(moved, user.time + #entries * COST, user.user) end
+-- The first of a heap of owners has moved on: bring him to his place.
+local function sift(heap)
+  local n, i, owner = #heap, 1, heap[1]
+  local tag, turn = owner.tag, owner.turn
+  while 2 * i <= n do
+    local child, at_child = heap[2 * i], 2 * i
+    local other = heap[at_child + 1]
+    if other and (other.tag < child.tag or other.tag == child.tag and other.turn < child.turn) then
+      child, at_child = other, at_child + 1
+    end
+    if tag < child.tag or tag == child.tag and turn < child.turn then break end
+    heap[i] = child
+    i = at_child
+  end
+  heap[i] = owner
+end
+
+-- Take up to k jobs in virtual time: always the next one of the owner with the least tag. The lane's clock is the tag
+-- with which the last job was taken. Stops early when an owner beyond these may be next.
+local function serve(lane, some, k)
+  local heap, got, turn, clock, skipped, horizon = {}, 0, #some, nil, false, nil
+  for i, owner in ipairs(some) do heap[i] = owner end
+  if #some >= k then horizon = some[#some].tag end
+  while got < k and budget > 0 and #heap > 0 do
+    local owner = heap[1]
+    if skipped and horizon and owner.tag > horizon then break end
+    local entry, start = peek(owner), owner.tag
+    local ran = entry and take(ID .. entry[2][2], entry[1], lane, owner)
+    if not ran then
+      skipped = true
+      local last = table.remove(heap)
+      if #heap > 0 then
+        heap[1] = last
+        sift(heap)
+      end
+    else
+      owner.at, owner.last = owner.at + 1, entry[1]
+      if ran == 1 then
+        got, turn, clock, owner.cost = got + 1, turn + 1, start, owner.cost + owner.tag - start
+        owner.turn = turn
+        sift(heap)
       end
     end
-    if #moved > 0 then redis.call('ZADD', key, 'XX', unpack(moved)) end
   end
-  return got, now_at
+  return got, clock
+end
+
+-- Cut what was taken from the owners' streams, and give each his new place: in the line, or beside it.
+local function put_back(lane, some, clock)
+  local stay, go, aside = {}, {}, {}
+  for _, owner in ipairs(some) do
+    local more = owner.entries and peek(owner)
+    if owner.last and more then redis.call('XTRIM', owner.stream, 'MINID', more[1]) end
+    if owner.entries and not more then redis.call('DEL', owner.stream) end
+    if owner.held_until and more then
+      local first = tonumber(redis.call('ZRANGE', P .. 'held', 0, 0, 'WITHSCORES')[2])
+      redis.call('ZADD', P .. 'held', owner.held_until, owner.name)
+      redis.call('SADD', P .. 'held:' .. owner.name, lane .. ' ' .. queue)
+      local soon = owner.held_until < NOW + owners().LOOK_AGAIN_MS -- a scheduler looks every few seconds by itself
+      if soon and (not first or owner.held_until < first) then wake_scheduler() end
+    end
+    if owner.entries and (owner.held_until or not more) then
+      append(go, owner.name)
+      if owner.tag > clock then append(aside, owner.tag, owner.name) end
+    elseif owner.cost > 0 then
+      append(stay, owner.tag, owner.name)
+    end
+  end
+  if #go > 0 then redis.call('ZREM', q .. lane .. ':users', unpack(go)) end
+  if #aside > 0 then
+    redis.call('ZREMRANGEBYSCORE', q .. lane .. ':aside', '-inf', clock)
+    redis.call('ZADD', q .. lane .. ':aside', unpack(aside))
+  end
+  if #stay > 0 then redis.call('ZADD', q .. lane .. ':users', 'XX', unpack(stay)) end
+  if #go > 0 and #stay == 0 then owners().forget_tags(q, lane) end
+end
+
+local function take_users(lane, k, clocks, working)
+  local got = 0
+  while got < k and budget > 0 do
+    local some = first_owners(lane, k - got)
+    if #some == 0 then break end
+    local more, clock = serve(lane, some, k - got)
+    got = got + more
+    clocks[lane] = math.max(clocks[lane], clock or 0)
+    put_back(lane, some, clocks[lane])
+    for _, other in ipairs(#working > 1 and working or {}) do -- what he was given here counts there: he has one part
+      for _, owner in ipairs(other ~= lane and some or {}) do
+        if owner.cost > 0 then owners().move_tag(q, other, owner.name, owner.cost) end
+      end
+    end
+  end
+  return got
 end
 
 -- Up to k jobs of one lane: those given back first.
-local function take_lane(lane, k, clocks)
+local function take_lane(lane, k, clocks, working)
   local got = take_returned(lane, k)
-  local more, now_at = take_users(lane, k - got)
-  clocks[lane] = now_at or clocks[lane]
+  local more = take_users(lane, k - got, clocks, working)
   depth[lane] = depth[lane] - got - more - (gone[lane] or 0)
   gone[lane] = nil
   return got + more
@@ -185,6 +272,12 @@ local function rate_after(rate, before, got)
   return rate + weight * (got * 1000 / dt - rate)
 end
 
+-- How many jobs wait in a lane that nobody can claim from now. What held owners have there is not known here.
+local function left_in(lane)
+  if redis.call('EXISTS', P .. 'held') == 1 then return depth[lane] end
+  return helping and redis.call('LLEN', q .. lane .. ':returned') or 0
+end
+
 -- The lanes that have work. Counters that a loss of Redis' data put wrong come right as soon as a lane is empty.
 local function lanes_with_work(meta, credit, writes)
   local lanes = {}
@@ -193,10 +286,10 @@ local function lanes_with_work(meta, credit, writes)
     credit[lane], depth[lane] = tonumber(meta[i] or 0), tonumber(meta[i + 3] or 0)
     if some and has_work(lane) then
       append(lanes, lane)
-    elseif credit[lane] ~= 0 or depth[lane] ~= 0 then
+    elseif credit[lane] ~= 0 or depth[lane] ~= 0 and left_in(lane) == 0 then
       credit[lane] = 0
       append(writes, 'credit:' .. lane, 0)
-      append(writes, 'depth:' .. lane, 0)
+      append(writes, 'depth:' .. lane, left_in(lane))
     end
   end
   return lanes
@@ -205,8 +298,12 @@ end
 local function claim()
   if want == 0 then return end
   local meta = redis.call('HMGET', q .. 'meta', 'credit:high', 'credit:normal', 'credit:low', 'depth:high',
-    'depth:normal', 'depth:low', 'rate', 'claimed')
+    'depth:normal', 'depth:low', 'rate', 'claimed', 'clock:high', 'clock:normal', 'clock:low', 'pace:jobs', 'pace:units',
+    'pace:gpu')
   local credit, clocks, writes, got = {}, {}, {}, 0
+  for i, lane in ipairs(LANES) do clocks[lane] = tonumber(meta[i + 8] or 0) end
+  if meta[12] then PER_JOB = meta[14] / math.max(1, meta[12]) end
+  if tonumber(meta[13] or 0) > 0 then PER_UNIT = meta[14] / meta[13] end
   local lanes = lanes_with_work(meta, credit, writes)
   if #lanes == 0 and #writes == 0 then return end
   even_when_full()
@@ -214,12 +311,12 @@ local function claim()
   while got < want and budget > 0 and #lanes > 0 do
     local portion, more = portions(lanes, credit, want - got), {}
     for _, lane in ipairs(lanes) do
-      local n = portion[lane] > 0 and take_lane(lane, portion[lane], clocks) or 0
+      local n = portion[lane] > 0 and take_lane(lane, portion[lane], clocks, found) or 0
       got = got + n
       if n == portion[lane] then
         append(more, lane)
       elseif budget > 0 then -- nothing is left in it
-        credit[lane], depth[lane] = 0, helping and redis.call('LLEN', q .. lane .. ':returned') or 0
+        credit[lane], depth[lane] = 0, left_in(lane)
       end
     end
     lanes = more
@@ -227,7 +324,7 @@ local function claim()
   for _, lane in ipairs(found) do
     append(writes, 'credit:' .. lane, credit[lane])
     append(writes, 'depth:' .. lane, depth[lane])
-    if clocks[lane] then append(writes, 'clock:' .. lane, clocks[lane]) end
+    if clocks[lane] > 0 then append(writes, 'clock:' .. lane, clocks[lane]) end
   end
   if got > 0 then
     append(writes, 'rate', rate_after(tonumber(meta[7] or 0), tonumber(meta[8] or NOW), got))

@@ -63,32 +63,49 @@ local function is_mine(id, history, step)
   return string.find(history, step .. ' %d+[cis]') ~= nil or redis.call('HGET', JOB .. id, 'by') == step
 end
 
+-- What a run has used is known now: its owner's tag and limits are put right, and the queue's measure.
+local function put_right(id, ticket, charged, gpu_ms, usage)
+  local used = 0
+  if usage ~= '' then used = units_of(usage) end
+  if gpu_ms ~= '0' or used > 0 then
+    measured.jobs, measured.gpu, measured.units = measured.jobs + 1, measured.gpu + gpu_ms, measured.units + used
+  end
+  if not charged and gpu_ms == '0' then return end
+  local owner = string.match(ticket, '^%d+ %d+ %d+ %d+ %d+ %S+ %S+ (.*)$')
+  owners().put_right(q, id, owner, charged or LEAST_COST, math.max(LEAST_COST, tonumber(gpu_ms)), used)
+end
+
 local function commit(i)
-  local held, number, body, extra, gpu_ms = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], tonumber(ARGV[i + 5])
+  local held, number, body, extra, gpu_ms = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
   local id, step = of_lease(held)
   local code = OUTCOMES[ARGV[i + 1]]
-  local job = redis.call('HMGET', JOB .. id, 'history', 'ticket', 'eta')
-  local history = job[1]
+  local job = redis.call('HMGET', JOB .. id, 'history', 'ticket', 'eta', 'charged')
+  local history, charged = job[1], job[4]
   foretold = job[3]
   if not history or not is_last(history, step) then
     return history and is_mine(id, history, step) and 'mine' or 'lost'
   end
   append(leases, held)
-  if gpu_ms > 0 then
-    redis.call('HINCRBY', JOB .. id, 'gpu_ms', ARGV[i + 5])
-    count_gpu(id, gpu_ms)
+  if gpu_ms ~= '0' then
+    redis.call('HINCRBY', JOB .. id, 'gpu_ms', gpu_ms)
+    count_gpu(id, tonumber(gpu_ms))
   end
   if code == 'q' then
-    local ticket = of_ticket(redis.call('HGET', JOB .. id, 'ticket'))
+    local ticket = of_ticket(job[2])
+    if gpu_ms ~= '0' then -- its next run goes on with what is left of the charge
+      charged = charged or tostring(LEAST_COST)
+      redis.call('HSET', JOB .. id, 'charged', (string.gsub(charged, '^%S+', owners().charge_of(charged) - gpu_ms)))
+    end
     give_back(id, q, ticket.lane, history, number)
     wait_on(id, ticket.api_key)
     redis.call('HSET', JOB .. id, 'by', step)
   elseif code == 'f' or code == 's' then
     fail(id, code, history, step, number, body, code == 's' and extra)
+    put_right(id, job[2], charged, gpu_ms, '')
+    if charged then redis.call('HDEL', JOB .. id, 'charged') end
   else
     stop(id, code, history, step, number, body, extra)
-    measured.jobs, measured.gpu = measured.jobs + 1, measured.gpu + gpu_ms
-    measured.units = measured.units + units_of(extra)
+    put_right(id, job[2], charged, gpu_ms, extra)
     learn(q, tonumber(string.match(job[2], '^%d+ %d+ %d+ %d+ %d+ %l(%d+)')) or 0, NOW - tonumber(string.sub(step, -13)))
   end
   return 'stored'
@@ -101,6 +118,7 @@ local function commit_from(first, retention_ms)
   keep_pace(q)
   if #leases > 0 then redis.call('ZREM', q .. 'leases', unpack(leases)) end
   if #closed > 0 then redis.call('ZREM', P .. 'expiry', unpack(closed)) end
+  if made then made.settle_tags() end
   measure()
   return answers
 end

@@ -145,6 +145,8 @@ local function ring(q)
   if redis.call('EXISTS', q .. 'bell') == 0 then redis.call('RPUSH', q .. 'bell', '1') end
 end
 
+-- include owners.lua
+
 -- Take a waiting job out of its line. A user without waiting work leaves nothing behind.
 local function leave_line(q, id, lane, user, history)
   redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, -1)
@@ -154,7 +156,7 @@ local function leave_line(q, id, lane, user, history)
   if entry then redis.call('XDEL', stream, entry) end
   if redis.call('XLEN', stream) == 0 then
     redis.call('DEL', stream)
-    redis.call('ZREM', q .. lane .. ':users', user)
+    owners().step_aside(q, lane, user)
   end
 end
 
@@ -214,7 +216,7 @@ end
 -- With `by_now` only if its time to live has ended; `read`: its entry was taken from the stream already.
 local function end_job(id, code, reason, message, retention_ms, by_now, read)
   local key = P .. 'job:' .. id
-  local job = redis.call('HMGET', key, 'ticket', 'history', 'worker')
+  local job = redis.call('HMGET', key, 'ticket', 'history', 'worker', 'charged')
   if not job[1] then return false end
   local ticket, history = of_ticket(job[1]), job[2]
   local before = code_of(history)
@@ -224,11 +226,15 @@ local function end_job(id, code, reason, message, retention_ms, by_now, read)
     redis.call('ZREM', P .. 'due', id)
   elseif before == 'q' then
     if not read then leave_line(q, id, ticket.lane, ticket.user, history) end
+    if job[4] then owners().put_right(q, id, ticket.user, job[4], 0, 0) end -- it was given back
   else
     local held = id .. ':' .. string.match(history, '(%S+)$')
     redis.call('ZREM', q .. 'leases', held)
     redis.call('RPUSH', q .. 'control:' .. job[3], held)
     redis.call('PEXPIRE', q .. 'control:' .. job[3], 60000)
+    if job[4] then -- it has used no more than since it began; of units nobody knows
+      owners().put_right(q, id, ticket.user, job[4], math.min(owners().charge_of(job[4]), NOW - since_of(history)))
+    end
   end
   redis.call('HSET', key, 'history', (move(id, q, history, code, next_number(id, history))),
     'error', cjson.encode({code = reason, message = message}))
@@ -258,26 +264,26 @@ local function park(id, queue, reason)
   end
 end
 
+local function wake_scheduler()
+  redis.call('RPUSH', P .. 'scheduler:bell', '1')
+  redis.call('LTRIM', P .. 'scheduler:bell', 0, 0)
+end
+
 -- A scheduler sleeps until the earliest due job: wake it when this one is earlier.
 local function schedule(id, due)
   local first = redis.call('ZRANGE', P .. 'due', 0, 0, 'WITHSCORES')[2]
   redis.call('ZADD', P .. 'due', due, id)
-  if not first or due < tonumber(first) then
-    redis.call('RPUSH', P .. 'scheduler:bell', '1')
-    redis.call('LTRIM', P .. 'scheduler:bell', 0, 0)
-  end
+  if not first or due < tonumber(first) then wake_scheduler() end
 end
 
 -- Write what was gathered: places of users, bells, counters, and the state events.
 local function finish(events_kept)
+  if made then made.settle_tags() end
   for q, lanes in pairs(readied) do
     for lane, got in pairs(lanes) do
       redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, got.n)
       if next(got.users) then
-        local start = redis.call('HGET', q .. 'meta', 'clock:' .. lane) or '0'
-        local places = {}
-        for user in pairs(got.users) do append(places, start, user) end
-        redis.call('ZADD', q .. lane .. ':users', 'NX', unpack(places))
+        owners().line_up(q, lane, got.users)
       end
     end
     ring(q)

@@ -3,7 +3,8 @@
 -- ARGV    id ('': only the queue), queue
 -- returns {place, standing}. Of a job that is queued, place is {jobs before it, of them its user's own, of them in higher
 --         lanes, of them in lower lanes, units of the jobs before it in its lane (as far as was looked; a sum), 1 if its
---         user had more than others of late, its units, 1 if something was foretold of it}; else empty.
+--         user had more than others of late, its units, 1 if something was foretold of it, {why its owner is
+--         held: `held`}}; else empty.
 --         Standing is {now (ms), live workers, their slots, loading workers, jobs in progress, waiting jobs of each lane,
 --         pace, factors (flat: class, four numbers), and of some jobs in progress how long they have run and their units}.
 --         Exact up to 1,000 jobs of its user and 256 users in its lane; beyond, an estimate from those.
@@ -49,7 +50,7 @@ local function own_before(stream, id)
 end
 
 -- Jobs of its lane before it: {own, others, units of all of them, whether its user stands behind the lane's first}.
-local function in_lane(lane, me, id)
+local function in_lane(lane, me, id, cost, clock)
   local key = q .. lane .. ':returned'
   local back = redis.call('LPOS', key, id)
   if back then return 0, back, units_of_some(redis.call('LRANGE', key, 0, 31), back), 0 end
@@ -57,15 +58,18 @@ local function in_lane(lane, me, id)
   local units = units_of_some(redis.call('LRANGE', key, 0, 31), others)
   local own, mine = own_before(stream_of(q, lane, me), id)
   units = units + units_of_some(mine, own)
-  local time = tonumber(redis.call('ZSCORE', q .. lane .. ':users', me) or 0)
+  local step = cost / owners().share_of(me).weight
+  local time = tonumber(redis.call('ZSCORE', q .. lane .. ':users', me) or
+    redis.call('ZSCORE', q .. lane .. ':aside', me) or clock)
   local users = redis.call('ZRANGE', q .. lane .. ':users', 0, USERS_SEEN - 1, 'WITHSCORES')
   local first, met = tonumber(users[2] or 0), 0
   for i = 1, #users, 2 do
     local user, theirs = users[i], tonumber(users[i + 1])
     if user ~= me then
       met = met + 1
-      local turns = math.ceil(time + own - theirs)
-      if turns == time + own - theirs and user < me then turns = turns + 1 end -- at the same time the name decides
+      local exact = (time + own * step - theirs) * owners().share_of(user).weight / cost
+      local turns = math.ceil(exact)
+      if turns == exact and user < me then turns = turns + 1 end -- at the same time the name decides
       if turns > 0 then
         local stream = stream_of(q, lane, user)
         local n = math.min(turns, redis.call('XLEN', stream))
@@ -78,7 +82,7 @@ local function in_lane(lane, me, id)
   if all > met and met > 0 then
     others, units = math.floor(others * all / met), units * all / met
   end
-  return own, others, units, time >= first + 1 and 1 or 0
+  return own, others, units, time >= first + step and 1 or 0
 end
 
 -- Jobs of other lanes that start before number `n` (from 0) of this one: the lanes take turns as in a claim.
@@ -113,19 +117,32 @@ local function beside(lane, n, meta)
   return got
 end
 
+-- Why an owner's jobs wait for himself: {when his limit has room again (ms; 0: he is not held), his jobs in progress
+-- when those are as many as may be}.
+local function held(owner)
+  local look_at = tonumber(redis.call('ZSCORE', P .. 'held', owner) or 0)
+  local most = look_at > 0 and owners().share_of(owner).most
+  local running = most and redis.call('SCARD', P .. 'running:' .. owner) or 0
+  return {look_at, most and running >= most and running or 0}
+end
+
 local function place(meta)
   local job = ARGV[1] ~= '' and redis.call('HMGET', P .. 'job:' .. ARGV[1], 'ticket', 'history', 'eta') or {}
   if not job[1] or code_of(job[2]) ~= 'q' then return {} end
   local ticket = of_ticket(job[1])
   local lane = ticket.lane
-  local own, others, units, over = in_lane(lane, ticket.user, ARGV[1])
+  local n = #meta
+  local cost = math.max(LEAST_COST, (meta[n - 3] or 0) / math.max(1, meta[n - 4] or 0)) -- of a job, as they come
+  local clocks = {high = meta[n - 2], normal = meta[n - 1], low = meta[n]}
+  local own, others, units, over = in_lane(lane, ticket.user, ARGV[1], cost, tonumber(clocks[lane] or 0))
   local got, above, below, seen = beside(lane, own + others, meta), 0, 0, false
   for _, other in ipairs(LANES) do
     if other == lane then seen = true
     elseif seen then below = below + got[other]
     else above = above + got[other] end
   end
-  return {own + others + above + below, own, above, below, math.floor(units), over, ticket.units, job[3] and 1 or 0}
+  return {own + others + above + below, own, above, below, math.floor(units), over, ticket.units, job[3] and 1 or 0,
+    held(ticket.user)}
 end
 
 -- Slots of live workers. One that helps from elsewhere counts only where the queue has none of its own.
@@ -162,5 +179,6 @@ end
 
 local fields = {'credit:high', 'credit:normal', 'credit:low', 'depth:high', 'depth:normal', 'depth:low', 'runs'}
 for _, class in ipairs(CLASSES) do append(fields, 'eta:' .. class) end
+for _, field in ipairs({'pace:jobs', 'pace:gpu', 'clock:high', 'clock:normal', 'clock:low'}) do append(fields, field) end
 local meta = redis.call('HMGET', q .. 'meta', unpack(fields))
 return {place(meta), standing(meta)}

@@ -48,15 +48,17 @@ async def counts(world: World) -> tuple[int, int]:
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_jobs_start_in_the_order_of_their_positions(world: World, seed: int) -> None:
-    """Exactly, when none comes and none goes: lanes of all weights, users of one to seven jobs, some under way."""
+    """Exactly, when none comes and none goes, and no user has jobs in two lanes: lanes of all weights, users of one to
+    seven jobs, some under way."""
     chance = random.Random(seed)
     await world.renew()
     for _ in range(12):
         lane = chance.choice(("high", "normal", "normal", "low"))
-        await world.submit_many(chance.randint(1, 7), user=f"user-{chance.randint(1, 4)}", priority=lane)
+        await world.submit_many(chance.randint(1, 7), user=f"{lane}-{chance.randint(1, 4)}", priority=lane)
     await world.run_some(chance.randint(0, 9))
     for _ in range(3):
-        await world.submit(user=f"user-{chance.randint(1, 6)}", priority=chance.choice(("high", "normal", "low")))
+        lane = chance.choice(("high", "normal", "low"))
+        await world.submit(user=f"{lane}-{chance.randint(1, 6)}", priority=lane)
     waiting = await queued(world)
     told = {record.id: (await world.results.record(record.id)).queue_position for record in waiting}
     started = [(await world.claim_one()).id for _ in waiting]
