@@ -516,9 +516,10 @@ def _limited(reply: list[Any]) -> LimitReached:
 
 
 def _cost_in(held: bytes | None) -> int:
-    # `<what> <taken> <position>` of each limit, as `common/lua/limits.lua` writes it.
+    # `<limit> <taken> <since> <share>` of each limit, as `common/lua/limits.lua` writes it.
     words = (held or b"").decode().split(" ")
-    return round(float(words[words.index("cost") + 1]) * 1_000_000) if "cost" in words else 0
+    taken = [float(words[i + 1]) for i in range(0, len(words) - 1, 4) if words[i].startswith("cost-")]
+    return round(max(taken, default=0.0) * 1_000_000)
 
 
 def _limits(reply: list[Any], place: int) -> tuple[Left, ...]:

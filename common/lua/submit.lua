@@ -16,6 +16,7 @@
 -- include job.lua
 local IDEMPOTENCY_MS, MAX_DEPTH, EVENTS_KEPT, ORDINARY_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local USAGE_MS = ARGV[5]
+local HELD = {tokens = true, audio_seconds = true, cost = true} -- what a job may give back when it ends
 local depths, answers, expiry = {}, {}, {}
 
 local function depth_of(queue)
@@ -93,12 +94,14 @@ local function stopped_at(door, i, queue, api_key)
     return refuse(q, room_in(depth_of(queue)) * 1000, {'waiting'}, '1', string.format('%d', door.waiting))
   end
   if not door.limits then return end
-  local needs = needs_of(i)
-  local wait, violated = take_from('k:' .. api_key, door.limits, needs)
-  if not wait then return nil, held_of('k:' .. api_key, needs) end
+  local needs, subject = needs_of(i), 'k:' .. api_key
+  local wait, violated = take_from(subject, door.limits, needs, HELD)
+  if not wait then return nil, held_of(subject, needs, HELD) end
   local names = {}
-  for _, limit in ipairs(violated) do append(names, string.format('%s-%ds', limit[1], limit[3] / 1000)) end
-  local first = violated[1]
+  for _, n in ipairs(violated) do
+    append(names, string.format('%s-%ds', door.limits[n][1], door.limits[n][3] / 1000))
+  end
+  local first = door.limits[violated[1]]
   return refuse(q, wait, names, string.format('%.14g', needs[first[1]]), string.format('%.14g', first[4]))
 end
 

@@ -68,10 +68,9 @@ local function account(id, code, history, usage)
   -- Of a run that was stopped, or broke off in the middle of its answer, nobody knows what it took: then all that was
   -- held for it counts, or stopping a stream just before its end would cost nothing.
   if not used and code_of(history) == 'p' and (code ~= 'f' or redis.call('EXISTS', P .. 'tokens:' .. id) == 1) then
-    return
+    used = {}
   end
-  local since = tonumber(string.match(history, '^w? ?%d+%l(%d+)'))
-  settle('k:' .. job.api_key, door.limits or {}, job.held, used or {tokens = 0, audio_seconds = 0, cost = 0}, since)
+  settle('k:' .. job.api_key, door.limits or {}, job.held, used or {tokens = 0, audio_seconds = 0, cost = 0})
 end
 
 -- Time that a run has kept a GPU busy, however it ended.

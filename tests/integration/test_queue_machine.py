@@ -34,6 +34,8 @@ from common import scripts
 from common.endpoints import Endpoint, Endpoints, Secret
 from common.errors import IdempotencyMismatch, NotAllowedNow
 from common.jobs import LANES, ClaimedJob, JobError, encode, parse_history
+from common.limits import Policy
+from common.policies import Policies
 from common.queue import Event, Key, Outcome
 from common.settings import Settings
 from common.states import TERMINAL, TRANSITIONS, State
@@ -49,6 +51,12 @@ HOUR_MS = 3_600_000
 PHASES = [Phase.explicit, Phase.generate] + [Phase.shrink] * ("QUEUE_MACHINE_SHRINK" in os.environ)
 ERROR = encode(JobError("x", "y"))
 HOOK = Hook("https://example.org/")
+#: Bob comes with a key. What its limits hold drains so slowly that it does not while a test runs.
+BOBS = "bobs"
+LIMITS = Policy.parse(["tokens=1000/366d,burst=1000000", "waiting=1000000"])
+UNITS, USED = 100, 7
+USAGE = encode({"prompt_tokens": 3, "completion_tokens": USED - 3})
+GPU_MS = 5
 
 T = TypeVar("T")
 users = st.sampled_from(["ada", "bob", "eve"])
@@ -117,6 +125,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.deliveries: list[Delivery] = []
         self.keys: dict[tuple[str, int], tuple[str, str]] = {}
         self.requests: dict[str, int] = {}
+        self.wait_for(Policies(self.world.redis, made).set_door(BOBS, LIMITS))
         self.endpoint = self.wait_for(Endpoints(self.world.redis, made).create(eves, "eve"))
         for user in ("ada", "bob"):
             self.submit(user, "normal", False, 3, 2)
@@ -165,6 +174,7 @@ class QueueMachine(RuleBasedStateMachine):
             "delay_s": 3600.0 if delayed else None,
             "max_attempts": tries,
         }
+        more |= {"api_key": BOBS, "units": UNITS} if user == "bob" else {}
         more["ttl_s"] = OWN_LIFE_S if tries == 2 else None
         more["hook"] = HOOK if tries == 3 else None
         for job_id in self.wait_for(self.world.submit_many(count, **more)):
@@ -236,7 +246,8 @@ class QueueMachine(RuleBasedStateMachine):
         delivery = self.delivery(place)
         job, fence = self.jobs[delivery.claimed.id], delivery.claimed.claims
         body = ERROR if outcome in ("failed", "retry") else b"{}"
-        write = [Outcome(delivery.claimed, outcome, delivery.seq, body, delay_ms=HOUR_MS)]
+        usage = USAGE if outcome in ("completed", "incomplete") else b""
+        write = [Outcome(delivery.claimed, outcome, delivery.seq, body, usage, HOUR_MS, GPU_MS)]
         lives = self.lives(delivery)
         (answer,) = self.wait_for(self.world.queue.commit(QUEUE, write))
         if lives:
@@ -371,6 +382,9 @@ class QueueMachine(RuleBasedStateMachine):
             pipe.pttl(self.world.job_key(job.id))
         replies = pipe.execute()
         self.moves: Counter[str] = Counter()
+        self.used: Counter[str] = Counter()
+        self.held = 0
+        self.waits: set[str] = set()
         for i, job in enumerate(self.jobs.values()):
             self.check_job(job, *replies[3 * i : 3 * i + 3])
 
@@ -391,6 +405,41 @@ class QueueMachine(RuleBasedStateMachine):
         if job.state in TERMINAL:
             job.final = job.final or record
             assert record == job.final
+        self.account(job, record, [state for _, state, _ in history], bool(tokens))
+
+    def account(self, job: Job, record: dict[str, str], states: list[State], begun: bool) -> None:
+        """What a job adds to the sums of usage, and what is held for it of its key's limits."""
+        keyed = f",{BOBS} " in record["ticket"]
+        who = f"{BOBS if keyed else '-'} demo {job.user}"
+        self.used[f"gpu_ms {who}"] += int(record.get("gpu_ms", 0))
+        if job.state in TERMINAL:
+            self.used[f"{job.state.value} {who}"] += 1
+        if "usage" in record:
+            self.used[f"prompt_tokens {who}"] += 3
+            self.used[f"completion_tokens {who}"] += USED - 3
+        if not keyed:
+            return
+        if job.state in (State.SCHEDULED, State.QUEUED):
+            self.waits.add(job.id)
+        stopped = states[-2:-1] == [State.IN_PROGRESS] and (begun or job.state != State.FAILED)
+        kept = UNITS if job.state not in TERMINAL or stopped else 0
+        self.held += USED if "usage" in record else kept
+
+    @invariant()
+    def usage_and_limits_are_what_the_jobs_records_add_up_to(self) -> None:
+        """Each job counts once, and holds of its key's limits what it may still need or has used."""
+        if not hasattr(self, "used"):
+            return
+        plain, prefix = self.plain, self.world.prefix
+        sums: Counter[str] = Counter()
+        for day in plain.keys(f"{prefix}usage:*"):  # type: ignore[union-attr]
+            sums.update({name: int(n) for name, n in plain.hgetall(day).items()})  # type: ignore[union-attr]
+        assert sums == +self.used
+        assert set(plain.smembers(f"{prefix}waits:{BOBS}")) == self.waits  # type: ignore[arg-type]
+        bucket: Any = plain.get(f"{prefix}bucket:k:{BOBS}") or ""
+        levels = dict(word.split("=") for word in bucket.split(" ")[1:])
+        used, held, *_ = levels.get(f"tokens-{366 * 86_400_000}", "0,0").split(",")
+        assert float(used) + float(held) == pytest.approx(self.held, abs=0.1)
 
     @invariant()
     def what_webhooks_are_to_tell_is_what_has_ended(self) -> None:
