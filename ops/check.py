@@ -24,7 +24,7 @@ Level = Literal["ok", "warning", "wrong"]
 
 OLDEST_REDIS = (6, 2)
 COMPACT_BYTES = 1024  # the hash-max-listpack-value that keeps a job's record in its compact form
-OTHER_VARIABLES = {"JARVIS_URL"}  # ours, but no setting of a process
+OTHER_VARIABLES = {"JARVIS_URL", "JARVIS_API_KEY"}  # ours, but no setting of a process
 
 
 @dataclass(frozen=True, slots=True)

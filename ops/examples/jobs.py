@@ -1,10 +1,11 @@
 """What OpenAI's SDK has no words for, said with its own client: lanes, why a job waits, parked jobs.
 
-python ops/examples/jobs.py http://127.0.0.1:8000/v1 demo
+JARVIS_API_KEY=$(cat .jarvis/api-key) python ops/examples/jobs.py http://127.0.0.1:8000/v1 demo
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def queues(client: OpenAI) -> list[dict[str, Any]]:
 
 def main(base_url: str, model: str) -> None:
     """Show it all once."""
-    client = OpenAI(base_url=base_url, api_key="not checked yet")
+    client = OpenAI(base_url=base_url, api_key=os.environ.get("JARVIS_API_KEY", "none"))
     later = submit(client, model, "What is a lane?", priority="low", delay_s=3600)
     print(f"{later['id']} waits: {next(waits(client, later['id']))}")
     print(f"and now: {cancel(client, later['id'])['status']}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,16 @@ def test_without_redis_that_is_said(settings: Settings) -> None:
     done = jarvis(settings, "list", JARVIS_REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
     assert done.returncode == 3
     assert "no Redis at redis://127.0.0.1" in done.stderr
+
+
+def test_the_commands_of_the_page_run(settings: Settings, tmp_path: Path) -> None:
+    page = (ROOT / "ops" / "docs" / "tenants.md").read_text()
+    [commands] = [text for text in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "keys create" in text]
+    script = f'set -euo pipefail; jarvis() {{ "{sys.executable}" -m ops.cli "$@"; }}\n{commands}'
+    told = {"JARVIS_REDIS_URL": settings.redis_url, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env={**os.environ, **told}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for did in ("create", "limits", "rotate", "revoke"):
+        assert re.search(rf"cli:\S+ +{did} ", done.stdout)

@@ -23,6 +23,15 @@ TYPED = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stack has no keys, so that any will do where the examples look for one."""
+    monkeypatch.setenv("JARVIS_API_KEY", "any")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".jarvis").mkdir()
+    (tmp_path / ".jarvis" / "api-key").write_text("any\n")
+
+
 def test_the_examples_of_the_page_run(stack: str, capsys: pytest.CaptureFixture[str]) -> None:
     examples = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert len(examples) >= 3

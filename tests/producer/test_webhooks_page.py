@@ -61,7 +61,7 @@ async def test_the_pages_endpoint_is_registered_and_rotated(live: httpx.AsyncCli
 
     endpoint_id, secret, rotated = await asyncio.to_thread(there)
     found = (await live.get(f"/v1/webhook_endpoints/{endpoint_id}")).json()
-    assert (found["user"], found["secrets_valid"]) == ("ann", 2)
+    assert (found["user"], found["secrets_valid"]) == ("anonymous", 2)
     assert secret != rotated
 
 
