@@ -71,7 +71,9 @@ class Authenticator:
         self._made = always  # once there was a key there is no way back; strangers never come in without one
         self._look_at = 0.0
         self._unmade = False  # whether Redis has said that there never was a key
+        # Those that there are not have a place of their own, else a crowd of them would push out those that there are.
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._unknown: OrderedDict[str, _Known] = OrderedDict()
         self._asking: dict[str, asyncio.Task[Any]] = {}
         self._notes: set[asyncio.Task[None]] = set()
 
@@ -108,7 +110,7 @@ class Authenticator:
         return self._made
 
     async def _record(self, key_id: str) -> ApiKey | None:
-        known = self._known.get(key_id)
+        known = self._known.get(key_id) or self._unknown.get(key_id)
         now = time.monotonic()
         if known and now < known.until:
             return known.record
@@ -119,11 +121,12 @@ class Authenticator:
                 raise
             known.until = now + AWAY_S
             return known.record
-        noted = known.noted if known else 0.0
-        self._known[key_id] = _Known(record, now + self.settings.key_cache_s, noted)
-        self._known.move_to_end(key_id)
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        place, other = (self._known, self._unknown) if record else (self._unknown, self._known)
+        other.pop(key_id, None)
+        place[key_id] = _Known(record, now + self.settings.key_cache_s, known.noted if known else 0.0)
+        place.move_to_end(key_id)
+        if len(place) > REMEMBERED:
+            place.popitem(last=False)
         return record
 
     async def _once(self, name: str, ask: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
