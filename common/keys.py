@@ -58,7 +58,7 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P endpoint:<id>         string  a standing endpoint (JSON), on the shard of its user
     P endpoints             zset    endpoint -> when it was made (ms)
     P endpoints:<user>      set     the user's endpoints
-    Q meta                  hash    depth, clock and credit of each lane; service rate; how long jobs run and
+    Q meta                  hash    depth, clock and credit of each lane; rate; how long jobs run and
                                     what that costs (`pace.lua`, `committing.lua`)
     Q <lane>:users          zset    owner -> virtual time (ms over weight); with waiting work, not held
     Q <lane>:aside          zset    the same of others, while it is ahead of the lane's clock

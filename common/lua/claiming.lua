@@ -1,8 +1,8 @@
 -- claiming.lua: what claim.lua, turn.lua and help.lua share; all have the same first eight arguments.
+-- include lanes.lua
 local queue, worker, request, want = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local RETENTION_MS, MAX_DEATHS = ARGV[6], tonumber(ARGV[8])
 local DEADLINE = string.format('%d', NOW + ARGV[5])
-local WEIGHTS = {high = 16, normal = 4, low = 1}
 local PER_UNIT, PER_JOB = 0, 0 -- ms that the queue's jobs have cost of late
 local q = at(queue)
 local JOB, ID = P .. 'job:', id_of('')
@@ -238,15 +238,20 @@ local function take_lane(lane, k, clocks, working)
 end
 
 -- How many of n each lane may give: smooth weighted round robin over the lanes that have work, with what is left
--- over kept for the next call, so that 16:4:1 holds however small the claims are.
-local function portions(lanes, credit, n)
-  local out, total = {}, 0
-  for _, lane in ipairs(lanes) do out[lane] = 0 total = total + WEIGHTS[lane] end
+-- over kept for the next call, so that the weights hold however small the claims are.
+local function portions(lanes, credit, n, contended)
+  local out, total, weights = {}, 0, nil
+  for _, lane in ipairs(lanes) do out[lane] = 0 end
   if #lanes == 1 then out[lanes[1]] = n return out end
-  for _ = 1, n do
+  for i = 0, n - 1 do
+    local now = lane_weights(contended + i)
+    if now ~= weights then
+      weights, total = now, 0
+      for _, lane in ipairs(lanes) do total = total + weights[lane] end
+    end
     local best
     for _, lane in ipairs(lanes) do
-      credit[lane] = credit[lane] + WEIGHTS[lane]
+      credit[lane] = credit[lane] + weights[lane]
       if not best or credit[lane] > credit[best] then best = lane end
     end
     credit[best] = credit[best] - total
@@ -299,7 +304,7 @@ local function claim()
   if want == 0 then return end
   local meta = redis.call('HMGET', q .. 'meta', 'credit:high', 'credit:normal', 'credit:low', 'depth:high',
     'depth:normal', 'depth:low', 'rate', 'claimed', 'clock:high', 'clock:normal', 'clock:low', 'pace:jobs', 'pace:units',
-    'pace:gpu')
+    'pace:gpu', 'contended')
   local credit, clocks, writes, got = {}, {}, {}, 0
   for i, lane in ipairs(LANES) do clocks[lane] = tonumber(meta[i + 8] or 0) end
   if meta[12] then PER_JOB = meta[14] / math.max(1, meta[12]) end
@@ -307,9 +312,9 @@ local function claim()
   local lanes = lanes_with_work(meta, credit, writes)
   if #lanes == 0 and #writes == 0 then return end
   even_when_full()
-  local found = lanes
+  local found, contended = lanes, tonumber(meta[15] or 0)
   while got < want and budget > 0 and #lanes > 0 do
-    local portion, more = portions(lanes, credit, want - got), {}
+    local portion, more = portions(lanes, credit, want - got, contended + got), {}
     for _, lane in ipairs(lanes) do
       local n = portion[lane] > 0 and take_lane(lane, portion[lane], clocks, found) or 0
       got = got + n
@@ -320,6 +325,11 @@ local function claim()
       end
     end
     lanes = more
+  end
+  if #found > 1 then
+    append(writes, 'contended', contended + got)
+  elseif contended > 0 then
+    append(writes, 'contended', 0)
   end
   for _, lane in ipairs(found) do
     append(writes, 'credit:' .. lane, credit[lane])

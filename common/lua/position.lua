@@ -10,8 +10,8 @@
 --         Exact up to 1,000 jobs of its user and 256 users in its lane; beyond, an estimate from those.
 -- atomic because a place in a moving queue has a meaning only at one moment.
 -- include job.lua
+-- include lanes.lua
 local RUNNING_SEEN, WORKERS_SEEN, OWN_SEEN, USERS_SEEN, TURNS = 32, 64, 1000, 256, 1000
-local WEIGHTS = {high = 16, normal = 4, low = 1} -- of lanes, as a claim has them
 local CLASSES = {'h0', 'h1', 'h2', 'h3', 'n0', 'n1', 'n2', 'n3', 'l0', 'l1', 'l2', 'l3'} -- of forecasts: pace.lua
 local q = at(ARGV[2])
 local tickets_left = 96
@@ -87,31 +87,32 @@ end
 
 -- Jobs of other lanes that start before number `n` (from 0) of this one: the lanes take turns as in a claim.
 local function beside(lane, n, meta)
-  local lanes, credit, left, total = {}, {}, {}, 0
+  local lanes, credit, left = {}, {}, {}
   local got = {high = 0, normal = 0, low = 0}
   for i, other in ipairs(LANES) do
     credit[other], left[other] = tonumber(meta[i] or 0), tonumber(meta[i + 3] or 0)
     if other == lane then left[other] = math.max(left[other], n + 1) end
-    if left[other] > 0 then append(lanes, other) total = total + WEIGHTS[other] end
+    if left[other] > 0 then append(lanes, other) end
   end
-  for _ = 1, TURNS do
+  local contended = tonumber(meta[#meta] or 0)
+  for i = 0, TURNS - 1 do
     if #lanes == 1 then return got end
-    local best
+    local best, total, weights = nil, 0, lane_weights(contended + i)
     for _, other in ipairs(lanes) do
-      credit[other] = credit[other] + WEIGHTS[other]
+      total = total + weights[other]
+      credit[other] = credit[other] + weights[other]
       if not best or credit[other] > credit[best] then best = other end
     end
     if best == lane and got[lane] == n then return got end
     credit[best], got[best], left[best] = credit[best] - total, got[best] + 1, left[best] - 1
     if left[best] == 0 then
-      for i, other in ipairs(lanes) do if other == best then table.remove(lanes, i) break end end
-      total = total - WEIGHTS[best]
+      for k, other in ipairs(lanes) do if other == best then table.remove(lanes, k) break end end
     end
   end
   local more = n - got[lane]
   for _, other in ipairs(lanes) do
     if other ~= lane then
-      got[other] = got[other] + math.min(left[other], math.floor(more * WEIGHTS[other] / WEIGHTS[lane]))
+      got[other] = got[other] + math.min(left[other], math.floor(more * LASTING[other] / LASTING[lane]))
     end
   end
   return got
@@ -132,8 +133,8 @@ local function place(meta)
   local ticket = of_ticket(job[1])
   local lane = ticket.lane
   local n = #meta
-  local cost = math.max(LEAST_COST, (meta[n - 3] or 0) / math.max(1, meta[n - 4] or 0)) -- of a job, as they come
-  local clocks = {high = meta[n - 2], normal = meta[n - 1], low = meta[n]}
+  local cost = math.max(LEAST_COST, (meta[n - 4] or 0) / math.max(1, meta[n - 5] or 0)) -- of a job, as they come
+  local clocks = {high = meta[n - 3], normal = meta[n - 2], low = meta[n - 1]}
   local own, others, units, over = in_lane(lane, ticket.user, ARGV[1], cost, tonumber(clocks[lane] or 0))
   local got, above, below, seen = beside(lane, own + others, meta), 0, 0, false
   for _, other in ipairs(LANES) do
@@ -179,6 +180,6 @@ end
 
 local fields = {'credit:high', 'credit:normal', 'credit:low', 'depth:high', 'depth:normal', 'depth:low', 'runs'}
 for _, class in ipairs(CLASSES) do append(fields, 'eta:' .. class) end
-for _, field in ipairs({'pace:jobs', 'pace:gpu', 'clock:high', 'clock:normal', 'clock:low'}) do append(fields, field) end
+for _, field in ipairs({'pace:jobs', 'pace:gpu', 'clock:high', 'clock:normal', 'clock:low', 'contended'}) do append(fields, field) end
 local meta = redis.call('HMGET', q .. 'meta', unpack(fields))
 return {place(meta), standing(meta)}

@@ -121,8 +121,8 @@ async def test_interactive_and_batch_of_one_owner_share_his_part(world: World) -
     jobs = await world.claim(85)
     lanes = Counter((job.user, job.lane) for job in jobs)
     # Nobody else wants the high lane, so ada has it; of the low one she gets no more while bob waits there.
-    assert lanes["ada", "high"] == 80
-    assert lanes["bob", "low"] >= 4
+    assert lanes["ada", "high"] >= 80
+    assert lanes["ada", "low"] <= 1
 
 
 async def test_a_job_that_was_given_back_is_paid_for_once(world: World) -> None:
