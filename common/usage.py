@@ -92,7 +92,7 @@ class UsageSums:
         owner: str | None,
         api_key: str | None,
     ) -> None:
-        match = f"* {'*' if api_key is None else api_key or '-'} * {owner or '*'}"  # none of them can hold a space
+        match = f"* {'*' if api_key is None else api_key or '-'} * {owner or '*'}"  # only an owner might hold a space
         cursor, seen = 0, dict[bytes, bytes]()  # a scan may tell a field twice
         while True:
             try:
@@ -103,7 +103,7 @@ class UsageSums:
             if not cursor:
                 break
         for place, (field, value) in enumerate(seen.items()):
-            what, its_key, model, its_owner = field.decode().split(" ")
+            what, its_key, model, its_owner = field.decode().split(" ", 3)
             whole = {"day": day, "model": model, "api_key": "" if its_key == "-" else its_key, "owner": its_owner}
             sums = found.setdefault(tuple(whole[name] if name in groups else None for name in GROUPS), {})
             sums[what] = sums.get(what, 0) + int(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -10,6 +12,7 @@ import httpx
 from common.jobs import JobRecord
 from common.results import Results
 from common.states import TERMINAL
+from common.usage import UsageSums
 from tests.producer.sse import Seen, events_of
 
 
@@ -54,3 +57,23 @@ async def every_record(results: Results) -> list[JobRecord]:
         if page.next is None:
             return records
         page = await results.list_jobs(limit=200, after=page.next)
+
+
+async def usage_adds_up(results: Results) -> None:
+    """What the sums of usage say is what all records say: each job once, whoever died and whatever was lost."""
+    expected: Counter[tuple[str, str, str]] = Counter()
+    for record in await every_record(results):
+        who = record.user, record.model
+        expected[*who, record.status.value] += 1
+        expected[*who, "gpu_ms"] += record.gpu_ms or 0
+        for name in ("prompt_tokens", "completion_tokens"):
+            expected[*who, name] += int((record.usage or {}).get(name, 0))
+    today = datetime.now(UTC).date()
+    days = today - timedelta(1), today
+    sums: Counter[tuple[str, str, str]] = Counter()
+    for row in await UsageSums(results.redis, results.settings).used(*days, ["owner", "model"]):
+        assert row.owner
+        assert row.model
+        sums.update({(row.owner, row.model, name): number for name, number in row.sums.items()})
+    expected = +expected
+    assert sums == expected, [(expected - sums), (sums - expected)]

@@ -19,7 +19,7 @@ from arq import cron, func
 
 from common.catalogue import Catalogue
 from common.errors import JobFailed
-from common.jobs import ClaimedJob, JobResult
+from common.jobs import ClaimedJob, JobResult, Usage
 from common.settings import load_settings
 from tests.faults.ledger import note
 from workers.embedding import settings_for as embedding_settings_for
@@ -46,7 +46,8 @@ async def work(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
     asked = dict(job.spec.input)
     output = await DEEDS[asked.pop("do", "sleep")](ctx, job, **asked)
     note("end", job)
-    return JobResult({"claims": job.claims, "pid": os.getpid(), **(output or {})})
+    usage: Usage = {"prompt_tokens": job.claims, "completion_tokens": 2}  # of the run whose result it is
+    return JobResult({"claims": job.claims, "pid": os.getpid(), **(output or {})}, usage)
 
 
 async def sleep(ctx: dict[str, Any], job: ClaimedJob, s: float = 0.01) -> None:

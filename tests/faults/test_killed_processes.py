@@ -12,7 +12,7 @@ import pytest
 
 from common.settings import Settings
 from common.states import State
-from tests.faults.callers import insist, read_to_the_end
+from tests.faults.callers import insist, read_to_the_end, usage_adds_up
 from tests.faults.conftest import FULL
 from tests.faults.formation import BOUND_S, PROFILE, WEB, WORK, Formation, until
 from tests.redis_server import RedisServer
@@ -70,6 +70,7 @@ async def test_a_hundred_mixed_jobs_outlive_sigkills_of_everything(formation: Fo
         assert len(formation.ledger.starts(record.id)) <= record.claims <= 3
         assert record.attempts == 0
     assert len(formation.ledger.starts()) - 100 <= 4 * 8, "runs beyond the jobs: at most kills × slots"
+    await usage_adds_up(formation.results)
 
 
 async def test_a_reader_sees_every_event_once_and_in_order_over_the_deaths_of_web_and_worker(
@@ -129,6 +130,7 @@ async def test_1_workers_killed_again_and_again_lose_no_job(formation: Formation
     stats = (await formation.results.queues())[0]
     assert stats.counts["state:completed"] == count
     assert (stats.in_progress, sum(stats.depth.values())) == (0, 0)
+    await usage_adds_up(formation.results)
     starts = formation.ledger.starts()
     assert count < len(starts) <= count + kills * slots
     assert {end.job for end in formation.ledger.ends()} == set(jobs)

@@ -18,7 +18,7 @@ from common.errors import StoreUnavailable
 from common.jobs import JobRecord, JobSpec, Step, parse_step
 from common.queue import Queue
 from common.states import TERMINAL, State
-from tests.faults.callers import every_record, insist, read_to_the_end
+from tests.faults.callers import every_record, insist, read_to_the_end, usage_adds_up
 from tests.faults.conftest import FULL
 from tests.faults.formation import BOUND_S, WEB, WORK, Formation, until
 from tests.faults.proxy import Proxy
@@ -174,6 +174,7 @@ async def test_replies_lost_at_random_leave_no_job_behind_and_double_nothing(
     await _nothing_left_behind(formation, records, healed_at)
     await _nothing_doubled(formation, records)
     await _every_event_once(formation, load, witness, records)
+    await usage_adds_up(formation.results)
     assert [kept.exits for kept in formation.kept] == [[]] * 5, "nobody gave up"
 
 
