@@ -46,13 +46,13 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Audited(msgspec.Struct, frozen=True):
-    """One entry of the audit: who did what to which key; `at` is Unix seconds."""
+    """One entry of the audit: who did what to which key, or to which thing of another owner; `at` is Unix seconds."""
 
     id: str
     at: float
     actor: str
     action: str
-    key: str
+    thing: str
     owner: str
     detail: dict[str, Any]
 
@@ -135,6 +135,10 @@ class ApiKeys:
     async def used(self, key_id: str) -> None:
         """Note that a key was used just now."""
         await self._run("api_key_used", key_id)
+
+    async def audit(self, actor: str, action: str, thing: str, owner: str) -> None:
+        """Note that an admin is about to do something to what is another owner's."""
+        await self._run("audit", actor, action, thing, owner)
 
     # -- bringing changes to where submits and claims read them
 
@@ -300,7 +304,7 @@ def _audited(entry: bytes, fields: dict[bytes, bytes]) -> Audited:
     texts = {name.decode(): value.decode() for name, value in fields.items()}
     at = int(entry.partition(b"-")[0]) / 1000
     detail = decode(texts.pop("detail", "{}"))
-    return Audited(entry.decode(), at, texts["actor"], texts["action"], texts["key"], texts["owner"], detail)
+    return Audited(entry.decode(), at, texts["actor"], texts["action"], texts["thing"], texts["owner"], detail)
 
 
 def key_out(one: ApiKey, settings: Settings) -> dict[str, Any]:

@@ -45,7 +45,7 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P api_keys:dirty        hash    key -> version of a change that is not in `limits` and `shares` yet
     P limits                hash    key -> what submits are held against (JSON), on every shard
     P shares                hash    owner -> weight and what claims are held against (JSON), on every shard
-    P audit                 stream  who did what to which key, capped
+    P audit                 stream  who did what to which key or other thing, capped
     P scheduler:bell        list    wakes a scheduler when something is due earlier than it thinks
     P outbox                zset    delivery -> when it is due; of one being tried, when that worker's lease ends (ms)
     P outbox:bell           list    one token when there is a new delivery: wakes one delivery worker

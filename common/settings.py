@@ -144,6 +144,8 @@ class Settings(BaseSettings):
     @field_validator("tiers")
     @classmethod
     def _tiers_are_limits(cls, tiers: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        if not tiers:
+            raise ValueError("at least one tier is needed: each key is in one")
         for name, texts in tiers.items():
             try:
                 Policy.parse(texts, name)

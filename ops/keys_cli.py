@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from common.api_keys import ApiKeys
 
 HEAD = ("ID", "NAME", "OWNER", "TIER", "SCOPES", "STATUS", "LIMITS", "USED", "AGE")
-AUDIT_HEAD = ("AGE", "WHO", "DID", "KEY", "OWNER", "DETAIL")
+AUDIT_HEAD = ("AGE", "WHO", "DID", "TO", "OWNER", "DETAIL")
 SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -140,7 +140,7 @@ def limits(
 def audit(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Longest list.")] = 50, as_json: AsJson = False
 ) -> None:
-    """Show who made, rotated, revoked or changed which key, newest first."""
+    """Show who made, rotated, revoked or changed which key, and what admins did to others' things; newest first."""
 
     async def audited(keys: ApiKeys) -> list[dict[str, Any]]:
         from msgspec.structs import asdict
@@ -152,7 +152,7 @@ def audit(
     show_answer({"object": "list", "data": found}, "\n".join(tables.table(AUDIT_HEAD, rows)), as_json)
 
 
-AUDITED = ("actor", "action", "key", "owner")
+AUDITED = ("actor", "action", "thing", "owner")
 
 
 def actor() -> str:

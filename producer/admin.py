@@ -95,13 +95,13 @@ class ApiKeysOut(BaseModel):
 
 
 class AuditedOut(BaseModel):
-    """Who did what to which key."""
+    """Who did what to which key, or to which thing of another owner."""
 
     id: str
     at: float
     actor: str = Field(description="`key:<id>`, or `cli:<name>` for the command line on the server's machine.")
-    action: str
-    key: str
+    action: str = Field(description="create, rotate, revoke, limits; or method and address of another call.")
+    thing: str = Field(description="Id of the key or the other thing.")
     owner: str
     detail: dict[str, Any]
 
@@ -190,9 +190,10 @@ async def set_limits(request: Request, key_id: KeyId) -> Response:
     return _answer(here, await _keys(here).set_limits(key_id, asked.tier, asked.limits, _actor(request)))
 
 
-@router.get("/audit", summary="What was done to API keys", responses=answers({200: (AuditOut, "One page.")}, 422, 503))
+@router.get("/audit", summary="What admins did", responses=answers({200: (AuditOut, "One page.")}, 422, 503))
 async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Response:
-    """Who made, rotated, revoked or changed which key, newest first; the last 10,000 entries are kept."""
+    """Who made, rotated, revoked or changed which key, and what admins did to other owners' things: cancelled, retried,
+    deleted, changed, sent again. Newest first; the last 10,000 entries are kept."""
     found = await _keys(edge(request)).audited(query.after, query.limit + 1)
     data = found[: query.limit]
     following = data[-1].id if len(found) > len(data) else None

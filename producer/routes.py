@@ -10,6 +10,7 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
+from common.api_keys import ApiKeys
 from common.batches import Batches
 from common.catalogue import Catalogue, Model
 from common.files import Files
@@ -84,6 +85,13 @@ class Edge:
             return await self.results.record(job_id)
         finally:
             self.counting.discard(queue)
+
+    async def audited(self, request: Request, thing: str, owner: str) -> None:
+        """Note that this request is about to change what is another owner's: only an admin's gets so far."""
+        asks = who(request)
+        if asks.key and owner != asks.owner:
+            action = f"{request.method} {request.scope['route'].path}"
+            await ApiKeys(self.queue.redis, self.settings).audit(f"key:{asks.key}", action, thing, owner)
 
     async def held(self, job_id: str, wait_s: float, request: Request, result: bool = True) -> StoredResult:
         """A job, after at most `wait_s` (and `wait_max_s`) seconds."""
@@ -262,7 +270,8 @@ async def events(request: Request, job_id: JobId, starting_after: StartingAfter 
 async def cancel(request: Request, job_id: JobId) -> Response:
     """Stop a job wherever it stands. One that has ended stays as it is; asking twice is fine."""
     here = edge(request)
-    await here.results.record(job_id, position=False, owner=who(request).sees)
+    record = await here.results.record(job_id, position=False, owner=who(request).sees)
+    await here.audited(request, job_id, record.user)
     await here.queue.cancel(job_id)
     return answer(record_out(await here.results.record(job_id)))
 
@@ -277,7 +286,8 @@ async def cancel(request: Request, job_id: JobId) -> Response:
 async def retry(request: Request, job_id: JobId) -> Response:
     """A new job that asks for what a failed, cancelled, expired or incomplete one did; asked twice, the same."""
     here = edge(request)
-    await here.results.record(job_id, position=False, owner=who(request).sees)
+    record = await here.results.record(job_id, position=False, owner=who(request).sees)
+    await here.audited(request, job_id, record.user)
     return await _again(here, await here.queue.retry(job_id))
 
 
@@ -332,7 +342,9 @@ async def parked(request: Request, query: Annotated[PageQuery, Query()]) -> Resp
 )
 async def replay(request: Request, parked_id: Annotated[str, Path(description="Id of a parked job.")]) -> Response:
     """Take a job off the parked list and submit what it asked for as a new job."""
-    return await _again(edge(request), await edge(request).queue.replay(parked_id))
+    here = edge(request)
+    await here.audited(request, parked_id, "")
+    return await _again(here, await here.queue.replay(parked_id))
 
 
 @router.get("/v1/models", tags=["models"], summary="The models", responses=answers({200: (ModelsOut, "All models.")}))

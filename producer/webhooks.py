@@ -193,7 +193,8 @@ async def delivery(request: Request, delivery_id: DeliveryId) -> Response:
 )
 async def redeliver(request: Request, delivery_id: DeliveryId) -> Response:
     """Send an event again now, whatever became of it, with its old id; the schedule begins anew."""
-    await _owned_delivery(request, delivery_id)
+    found = await _owned_delivery(request, delivery_id)
+    await edge(request).audited(request, delivery_id, found.user)
     await _outbox(edge(request)).redeliver(delivery_id)
     return answer(await _with_attempts(request, delivery_id), 202)
 
@@ -245,6 +246,8 @@ async def _owned(request: Request, endpoint_id: str) -> Endpoint:
     found = await _endpoints(edge(request)).get(endpoint_id)
     if not who(request).may_see(found.user):
         raise NoEndpoint(endpoint_id)
+    if request.method != "GET":
+        await edge(request).audited(request, endpoint_id, found.user)
     return found
 
 

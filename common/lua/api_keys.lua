@@ -3,9 +3,9 @@
 -- the text before it; times in ms. Nothing here ever sees a key's text.
 local function key_of(id) return P .. 'api_key:' .. id end
 
--- Who did what to which key. `detail` is JSON of names and numbers only.
+-- Who did what to which key, or other thing. `detail` is JSON of names and numbers only.
 local function audit(actor, action, id, owner, detail)
-  redis.call('XADD', P .. 'audit', 'MAXLEN', '~', 10000, '*', 'actor', actor, 'action', action, 'key', id,
+  redis.call('XADD', P .. 'audit', 'MAXLEN', '~', 10000, '*', 'actor', actor, 'action', action, 'thing', id,
     'owner', owner, 'detail', detail)
 end
 

@@ -147,7 +147,8 @@ async def batch(request: Request, batch_id: str) -> Response:
 async def cancel(request: Request, batch_id: str) -> Response:
     """Stop a batch. One that is over, or whose files are being written, stays as it is; asking twice is fine."""
     here = edge(request)
-    await here.batches.get(batch_id, who(request).sees)
+    found = await here.batches.get(batch_id, who(request).sees)
+    await here.audited(request, batch_id, found.asked.user)
     await here.batches.cancel(batch_id)
     return answer(batch_out(await here.batches.get(batch_id)))
 

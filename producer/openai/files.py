@@ -109,6 +109,8 @@ async def file(request: Request, file_id: str) -> Response:
 async def delete(request: Request, file_id: str) -> Response:
     """Forget a file. A batch that reads it goes on, and removes its content when it is over."""
     here = edge(request)
+    found = await here.files.get(file_id, who(request).sees)
+    await here.audited(request, file_id, found.owner)
     record = await here.files.delete(file_id, who(request).sees)
     if not await here.batches.reads(record.blob):
         await here.files.blobs.remove(record.blob)

@@ -159,7 +159,7 @@ async def test_the_audit_says_who_did_what_to_which_key_once_each(keys: ApiKeys)
     await keys.revoke(key_id, "test")
     await keys.revoke(key_id, "test")
     found = await keys.audited()
-    assert [(one.action, one.actor, one.key, one.owner) for one in found] == [
+    assert [(one.action, one.actor, one.thing, one.owner) for one in found] == [
         ("revoke", "test", key_id, "ann"),
         ("rotate", "key:other", key_id, "ann"),
         ("limits", "cli:ann", key_id, "ann"),

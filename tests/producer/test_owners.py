@@ -227,3 +227,35 @@ async def test_the_store_itself_keeps_owners_apart(app: FastAPI, tenants: Tenant
             await read(job, owner="bob")
     with pytest.raises(NotFound):
         await results.finished(job, 5, owner="bob")
+
+
+async def test_what_an_admin_does_to_others_things_is_audited_and_what_owners_do_is_not(tenants: Tenants) -> None:
+    ann, root = tenants.clients["ann"], tenants.clients["root"]
+    job, own = [(await client.post("/v1/jobs", json=GENERATION)).json()["id"] for client in (ann, root)]
+    file = (await upload(ann, jsonl(line(0)))).json()["id"]
+    asked = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+    batch = (await ann.post("/v1/batches", json=asked)).json()["id"]
+    endpoint = (
+        await ann.post("/v1/webhook_endpoints", json={"url": "https://example.org/", "event_types": ["*"]})
+    ).json()["id"]
+    await root.post(f"/v1/jobs/{own}/cancel")
+    await ann.post(f"/v1/jobs/{job}/cancel")
+    await root.get(f"/v1/jobs/{job}")
+    await root.post(f"/v1/jobs/{job}/cancel")
+    await root.post(f"/v1/jobs/{job}/retry")
+    await root.post(f"/v1/batches/{batch}/cancel")
+    await root.delete(f"/v1/files/{file}")
+    await root.get(f"/v1/webhook_endpoints/{endpoint}")
+    await root.delete(f"/v1/webhook_endpoints/{endpoint}")
+    await root.post("/v1/parked/nothing/replay")
+    found = (await root.get("/v1/admin/audit")).json()["data"]
+    said = [(one["actor"], one["action"], one["thing"], one["owner"]) for one in found if one["action"][0].isupper()]
+    admin = f"key:{tenants.of['root'].id}"
+    assert said[::-1] == [
+        (admin, "POST /v1/jobs/{job_id}/cancel", job, "ann"),
+        (admin, "POST /v1/jobs/{job_id}/retry", job, "ann"),
+        (admin, "POST /v1/batches/{batch_id}/cancel", batch, "ann"),
+        (admin, "DELETE /v1/files/{file_id}", file, "ann"),
+        (admin, "DELETE /v1/webhook_endpoints/{endpoint_id}", endpoint, "ann"),
+        (admin, "POST /v1/parked/{parked_id}/replay", "nothing", ""),
+    ]

@@ -86,6 +86,7 @@ async def cancel(request: Request, response_id: ResponseId) -> Response:
     if not front["response"]["background"]:
         raise InvalidField("background", False, "true: any other response ends with its caller, or has ended")
     if not found.record.terminal:
+        await here.audited(request, response_id, found.record.user)
         await here.queue.cancel(found.record.id)
         found, front = await stored.look(here.results, response_id, who(request).sees)
     return answer(answered.response(found, front))
@@ -96,6 +97,7 @@ async def delete(request: Request, response_id: ResponseId) -> Response:
     """Forget a response, and stop it if it has not ended."""
     here = edge(request)
     found, _ = await stored.look(here.results, response_id, who(request).sees)
+    await here.audited(request, response_id, found.record.user)
     with contextlib.suppress(NotFound):  # another caller was quicker
         await here.queue.erase(found.record.id)
     return answer({"id": response_id, "object": "response", "deleted": True})
