@@ -8,6 +8,7 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P events                stream  state events of the shard, capped; one entry per script call
     P ticks                 stream  the newest token events of all jobs, capped short; what followers hear first
     P index                 stream  every job's id, in order of submission
+    P index:of:<owner>      stream  the same for the jobs of one owner that came with a key
     P ordinary              hash    the usual time to live, and how far the index was walked for jobs that have it
     P expiry                zset    id -> when its ttl ends (ms), of jobs with another time to live
     P due                   zset    id -> when a scheduled job becomes ready (ms)

@@ -254,12 +254,17 @@ class Results:
         model: str | None = None,
         after: str | None = None,
         limit: int = 50,
+        keyed: bool = False,
     ) -> Page:
-        """Jobs newest first. A narrow filter may return a short page with a `next`: at most SCAN entries are read."""
+        """Jobs newest first. A narrow filter may return a short page with a `next`: at most SCAN entries are read.
+
+        `keyed`: of the user's jobs those that came with an API key, however many others there are.
+        """
+        index = f"index:of:{user}" if keyed else "index"
         records: list[JobRecord] = []
         cursor, scanned = after, 0
         while len(records) < limit and scanned < SCAN:
-            entries = await self._index(cursor, 200)
+            entries = await self._index(index, cursor, 200)
             if not entries:
                 return Page(records, None)
             scanned += len(entries)
@@ -273,11 +278,11 @@ class Results:
                         break
         return Page(records, cursor)
 
-    async def _index(self, before: str | None, count: int) -> list[tuple[str, str, str]]:
+    async def _index(self, index: str, before: str | None, count: int) -> list[tuple[str, str, str]]:
         # (cursor, id, user) of all shards, newest first; entry ids are times, so that shards merge by them.
         pipe = self.redis.pipeline(transaction=False)
         for shard, prefix in enumerate(self.keys.prefixes()):
-            pipe.xrevrange(f"{prefix}index", max=_below(before, shard), count=count)
+            pipe.xrevrange(f"{prefix}{index}", max=_below(before, shard), count=count)
         rows = [
             (_cursor(entry, shard), f"job_{shard:02x}{fields[b'j'].decode()}", fields[b"u"].decode())
             for shard, entries in enumerate(await self._call(pipe.execute()))

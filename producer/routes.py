@@ -10,6 +10,7 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
+from common.access import ANONYMOUS
 from common.api_keys import ApiKeys
 from common.batches import Batches
 from common.catalogue import Catalogue, Model
@@ -186,7 +187,9 @@ async def _submit_list(
 @router.get("/v1/jobs", tags=["jobs"], summary="List jobs", responses=answers({200: (JobsOut, "One page.")}, 422, 503))
 async def list_jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> Response:
     """Jobs, newest first. With a narrow filter a page may be shorter than `limit` though `has_more` is true."""
-    asked = query.model_dump() | {"user": who(request).listed(query.user)}
+    asks = who(request)
+    # What nobody's key asked for is anonymous: whoever owns that name has it in the list of all.
+    asked = query.model_dump() | {"user": asks.listed(query.user), "keyed": asks.sees not in (None, ANONYMOUS)}
     page = await edge(request).results.list_jobs(**asked)
     return answer(_page([record_out(record) for record in page.records], page.next))
 

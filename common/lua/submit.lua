@@ -145,7 +145,9 @@ local function accept(i)
   if held and held ~= '' then append(record, 'held', held) end
   redis.call('HSET', P .. 'job:' .. id, unpack(record))
   if ARGV[i + 14] ~= '0' then redis.call('PEXPIRE', P .. 'job:' .. id, ARGV[i + 14]) end
-  redis.call('XADD', P .. 'index', '*', 'j', short_of(id), 'u', user)
+  local place = redis.call('XADD', P .. 'index', '*', 'j', short_of(id), 'u', user)
+  -- Who has a key lists what is his: at the same place in a list of his own, which is no part of what must not fail.
+  if api_key ~= '' then redis.pcall('XADD', P .. 'index:of:' .. user, place, 'j', short_of(id), 'u', user) end
   if digest ~= '' then redis.call('SET', P .. 'idem:' .. digest, id .. ' ' .. fingerprint, 'PX', IDEMPOTENCY_MS) end
   if ARGV[i + 5] ~= ordinary_ttl() then append(expiry, expires, id) end
   return {'new', id, step, depth.n - 1}

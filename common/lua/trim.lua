@@ -10,10 +10,20 @@ if ARGV[2] == '-' then
   for _, news in ipairs({'events', 'ticks'}) do redis.call('XTRIM', P .. news, 'MINID', NOW - ARGV[3]) end
 end
 local entries = redis.call('XRANGE', P .. 'index', ARGV[2], NOW - ARGV[3], 'COUNT', ARGV[1])
-local gone = {}
+local gone, of = {}, {}
 for _, entry in ipairs(entries) do
-  if redis.call('EXISTS', P .. 'job:' .. id_of(entry[2][2])) == 0 then append(gone, entry[1]) end
+  if redis.call('EXISTS', P .. 'job:' .. id_of(entry[2][2])) == 0 then
+    local user = entry[2][4]
+    of[user] = of[user] or {}
+    append(gone, entry[1])
+    append(of[user], entry[1])
+  end
 end
 if #gone > 0 then redis.call('XDEL', P .. 'index', unpack(gone)) end
+for user, some in pairs(of) do
+  local own = P .. 'index:of:' .. user
+  redis.call('XDEL', own, unpack(some))
+  if redis.call('XLEN', own) == 0 then redis.call('DEL', own) end
+end
 if redis.call('XLEN', P .. 'index') == 0 then redis.call('DEL', P .. 'ordinary') end -- the next submit says anew
 return {#gone, #entries == tonumber(ARGV[1]) and '(' .. entries[#entries][1] or ''}

@@ -259,3 +259,24 @@ async def test_what_an_admin_does_to_others_things_is_audited_and_what_owners_do
         (admin, "DELETE /v1/webhook_endpoints/{endpoint_id}", endpoint, "ann"),
         (admin, "POST /v1/parked/{parked_id}/replay", "nothing", ""),
     ]
+
+
+async def test_a_page_of_ones_own_jobs_is_full_however_many_others_have(app: FastAPI, tenants: Tenants) -> None:
+    ann, bob = tenants.clients["ann"], tenants.clients["bob"]
+    mine = [(await ann.post("/v1/jobs", json=GENERATION)).json()["id"] for _ in range(3)]
+    for _ in range(6):
+        await bob.post("/v1/jobs", json=[GENERATION] * 1000)
+    page = (await ann.get("/v1/jobs", params={"limit": 2})).json()
+    assert [one["id"] for one in page["data"]] == mine[:0:-1]
+    rest = (await ann.get("/v1/jobs", params={"limit": 2, "after": page["next"]})).json()
+    assert ([one["id"] for one in rest["data"]], rest["has_more"]) == (mine[:1], False)
+
+
+async def test_the_list_of_an_owners_jobs_forgets_those_that_are_gone(app: FastAPI, tenants: Tenants) -> None:
+    queue = app.state.edge.queue
+    job = (await tenants.clients["ann"].post("/v1/jobs", json=GENERATION)).json()["id"]
+    prefix = queue.keys.of_job(job)
+    assert await queue.redis.exists(f"{prefix}index:of:ann")
+    await queue.erase(job)
+    await queue.trim(prefix)
+    assert not await queue.redis.exists(f"{prefix}index:of:ann")
