@@ -126,9 +126,12 @@ class Forecast(msgspec.Struct, frozen=True):
 
 
 _normal = NormalDist()
+LANES = ("high", "normal", "low")
+#: Stages of jobs whose place was not counted: none waits before them, or some do.
+FIRST, UNCOUNTED = 4, 5
 
 
-def of_waiting(standing: Standing, place: Place, lane: str) -> Forecast | None:
+def of_waiting(standing: Standing, place: Place, lane: str, stage: int | None = None) -> Forecast | None:
     """Of a queued job; None while nothing is known: nobody works, or no job of this queue has ever run."""
     pace = standing.pace
     if pace is None or standing.slots == 0:
@@ -140,7 +143,22 @@ def of_waiting(standing: Standing, place: Place, lane: str) -> Forecast | None:
     doubt = math.expm1(pace.spread**2)
     shared = (wait * pace.mean / standing.slots if waits else 0.0) + run * run
     half, most = quantiles(wait + pace.middle(place.units) * math.exp(pace.spread**2 / 2), doubt * shared)
-    return _told(standing, f"{lane[0]}{stage(place, standing) if waits else 0}", half, most)
+    if stage is None:
+        stage = stage_of(place, standing) if waits else 0
+    return _told(standing, f"{lane[0]}{stage}", half, most)
+
+
+def of_uncounted(standing: Standing, ahead: int, lane: str, units: float) -> Forecast | None:
+    """Of a job of which only is known how many jobs of any lane and user waited before it."""
+    pace = standing.pace
+    if pace is None or standing.slots == 0:
+        return None
+    waiting, rank = sum(standing.depth), LANES.index(lane)
+    before = ahead * sum(standing.depth[: rank + 1]) / waiting if waiting else ahead
+    wait, run = (before + 0.5) * pace.mean / standing.slots, pace.expected(units)
+    doubt = math.expm1(pace.spread**2)
+    half, most = quantiles(wait + run, doubt * (wait * pace.mean / standing.slots + run * run))
+    return _told(standing, f"{lane[0]}{UNCOUNTED}", half, most)
 
 
 def of_running(standing: Standing, units: float, age: float) -> Eta | None:
@@ -161,7 +179,7 @@ def of_scheduled(standing: Standing, units: float, until: float) -> Eta | None:
     return Eta(round(half / 1000, 3), round(most / 1000, 3))
 
 
-def stage(place: Place, standing: Standing) -> int:
+def stage_of(place: Place, standing: Standing) -> int:
     """How much may come before a waiting job that is not there yet: the more of its user's jobs are before it."""
     return 1 if place.own == 0 else 2 if place.own < 2 * standing.slots else 3
 

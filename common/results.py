@@ -87,6 +87,7 @@ class Results:
     async def close(self) -> None:
         """Stop the blocking readers."""
         await self.wakes.close()
+        await self.waiting.close()
 
     async def ready(self) -> None:
         """Raise StoreUnavailable unless Redis answers."""

@@ -1,25 +1,32 @@
 """Why a job waits, its place in the line and when it will be done, as far as anybody can know.
 
-How a queue stands is asked once a second for each queue; a place is counted whenever it is asked for. The first
-forecast of a job is kept with it, so that it is judged when the job ends.
+How a queue stands is asked once a second for each queue; a place is counted whenever it is asked for, but a submit only
+guesses when many come. The first forecast of a job is kept with it, so that it is judged when the job ends.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 import redis.asyncio as redis
+from redis.exceptions import RedisError
 
 from common import eta, scripts
-from common.eta import Eta, Pace, Place, Standing
+from common.eta import Eta, Forecast, Pace, Place, Standing
 from common.jobs import JobRecord
 from common.keys import Keys
 from common.states import State
 
-#: How long what is known of a queue is good enough for jobs whose place is not counted.
-FRESH_S = 1.0
+#: How long what is known of a queue is good enough: for its free slots, and for how fast it works.
+FRESH_S, KNOWN_S = 1.0, 10.0
+#: Of the forecasts for jobs whose place was not counted so many are kept to be judged, for each queue: all of a burst,
+#: since its first are not like its last, and of more a sample.
+NOTED_BURST, NOTED_EACH_S = 64, 0.02
 
 
 class Waiting:
@@ -29,6 +36,8 @@ class Waiting:
         self._redis = client
         self._keys = keys
         self._standings: dict[str, tuple[float, Standing]] = {}
+        self._noted: dict[str, float] = {}
+        self._noting: set[asyncio.Task[None]] = set()
 
     async def placed(self, record: JobRecord) -> JobRecord | None:
         """The record with its place, reason and forecast; None when it is not in that state any more."""
@@ -40,21 +49,43 @@ class Waiting:
         age_ms = standing.now - (record.started_at or 0) * 1000
         return msgspec.structs.replace(record, eta=eta.of_running(standing, record.units, age_ms))
 
-    def first(self, record: JobRecord) -> JobRecord | None:
-        """The record of a job before which none waits, if its queue was looked at a moment ago."""
-        standing = self._fresh(record.queue)
+    def guessed(self, record: JobRecord, ahead: int) -> JobRecord | None:
+        """The record of a job that has just been queued behind `ahead` others, without asking Redis; None if nothing
+        is known of its queue. Its place is told only when it is the first."""
+        standing = self._known(record.queue, KNOWN_S if ahead else FRESH_S)
         if standing is None:
             return None
-        place = Place(0, 0, 0, 0, 0, False, record.units, True)
-        return _placed(record, place, standing)[0]
+        if ahead:
+            forecast = eta.of_uncounted(standing, ahead, record.priority, record.units)
+            record = msgspec.structs.replace(record, eta=forecast.eta if forecast else None)
+        else:
+            place = Place(0, 0, 0, 0, 0, False, record.units, True)
+            record, forecast = _placed(record, place, standing, stage=eta.FIRST)
+        if forecast and self._may_note(record.queue):
+            task = asyncio.create_task(self._note_quietly(record, forecast))
+            self._noting.add(task)
+            task.add_done_callback(self._noting.discard)
+        return record
+
+    def _may_note(self, queue: str) -> bool:
+        now = time.monotonic()
+        free = max(now, self._noted.get(queue, 0.0))
+        may = free - now < NOTED_BURST * NOTED_EACH_S
+        if may:
+            self._noted[queue] = free + NOTED_EACH_S
+        return may
 
     async def standing(self, queue: str) -> Standing:
         """How a queue stands, or stood within the last second."""
-        return self._fresh(queue) or (await self._look("", queue))[1]
+        return self._known(queue, FRESH_S) or (await self._look("", queue))[1]
 
-    def _fresh(self, queue: str) -> Standing | None:
-        until, standing = self._standings.get(queue, (0.0, None))
-        return standing if time.monotonic() < until else None
+    async def close(self) -> None:
+        """Let what is being written be written."""
+        await asyncio.gather(*self._noting)
+
+    def _known(self, queue: str, for_s: float) -> Standing | None:
+        at, standing = self._standings.get(queue, (-math.inf, None))
+        return standing if time.monotonic() < at + for_s else None
 
     async def _queued(self, record: JobRecord) -> JobRecord | None:
         place, standing = await self._look(record.id, record.queue)
@@ -62,13 +93,20 @@ class Waiting:
             return None
         placed, forecast = _placed(record, place, standing)
         if forecast and not place.foretold:
-            await scripts.run(self._redis, "foresee", self._keys.of_queue(record.queue), record.id, forecast.note)
+            await self._note(record, forecast)
         return placed
+
+    async def _note(self, record: JobRecord, forecast: Forecast) -> None:
+        await scripts.run(self._redis, "foresee", self._keys.of_queue(record.queue), record.id, forecast.note)
+
+    async def _note_quietly(self, record: JobRecord, forecast: Forecast) -> None:
+        with suppress(RedisError, OSError):  # it is one of a sample
+            await self._note(record, forecast)
 
     async def _look(self, job_id: str, queue: str) -> tuple[Place | None, Standing]:
         place, row = await scripts.run(self._redis, "position", self._keys.of_queue(queue), job_id, queue)
         standing = _standing(row)
-        self._standings[queue] = time.monotonic() + FRESH_S, standing
+        self._standings[queue] = time.monotonic(), standing
         if not place:
             return None, standing
         before, own, above, below, units, over, its_units, foretold, held = place
@@ -90,9 +128,11 @@ def _standing(row: list[Any]) -> Standing:
     )
 
 
-def _placed(record: JobRecord, place: Place, standing: Standing) -> tuple[JobRecord, eta.Forecast | None]:
+def _placed(
+    record: JobRecord, place: Place, standing: Standing, stage: int | None = None
+) -> tuple[JobRecord, Forecast | None]:
     code, words = reason(place, standing)
-    forecast = eta.of_waiting(standing, place, record.priority)
+    forecast = eta.of_waiting(standing, place, record.priority, stage)
     told: Eta | None = forecast.eta if forecast else None
     placed = msgspec.structs.replace(
         record, queue_position=place.before + 1, waiting_for=words, waiting_code=code, eta=told

@@ -73,10 +73,10 @@ class Edge:
         record = new_record(submitted, spec, self.settings)
         if record is None or submitted.ahead is None:
             return await self.results.record(submitted.id)
-        if submitted.ahead == 0 and (placed := self.results.waiting.first(record)):
+        if submitted.ahead == 0 and (placed := self.results.waiting.guessed(record, 0)):
             return placed
         if submitted.ahead > DEEP or spec.queue in self.counting:
-            return record
+            return self.results.waiting.guessed(record, submitted.ahead) or record
         return await self._counted(spec.queue, submitted.id)
 
     async def _counted(self, queue: str, job_id: str) -> JobRecord:

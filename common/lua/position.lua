@@ -12,7 +12,8 @@
 -- include job.lua
 -- include lanes.lua
 local RUNNING_SEEN, WORKERS_SEEN, OWN_SEEN, USERS_SEEN, TURNS = 32, 64, 1000, 256, 1000
-local CLASSES = {'h0', 'h1', 'h2', 'h3', 'n0', 'n1', 'n2', 'n3', 'l0', 'l1', 'l2', 'l3'} -- of forecasts: pace.lua
+local CLASSES = {'h0', 'h1', 'h2', 'h3', 'h4', 'h5', 'n0', 'n1', 'n2', 'n3', 'n4', 'n5', 'l0', 'l1', 'l2', 'l3', 'l4',
+  'l5'} -- of forecasts: lane and stage, as `common/eta.py` has them
 local q = at(ARGV[2])
 local tickets_left = 96
 

@@ -26,6 +26,7 @@ from ops.bench import (
     speculative,
     submit,
     transcription,
+    waiting,
 )
 from ops.bench.servers import BenchFailed
 
@@ -45,6 +46,10 @@ BENCHMARKS: dict[str, tuple[Any, str]] = {
     "quantization": (quantization, "a model and quantized copies of it: tokens/s, memory, perplexity, agreement"),
     "speculative": (speculative, "n-gram guesses and a draft model: tokens/s, how many guesses are accepted"),
     "transcription": (transcription, "a long recording: faster-whisper alone, and through the API; a clip behind it"),
+    "waiting": (
+        waiting,
+        "mixed load: how often the p90 of the eta is kept, polls a job by Retry-After, how late they come",
+    ),
 }
 
 
