@@ -18,11 +18,11 @@ import msgspec
 #: Of a forecast's spread: the standard normal's 90 %.
 Z90 = NormalDist().inv_cdf(0.9)
 #: Jobs before one that are laid onto slots one by one; more count as work that all slots share.
-LAID = 200
+LAID = 64
 #: How sure one is before anything was seen, in jobs: as if so many had been off by a factor of about 1.6.
 DOUBT_JOBS, DOUBT = 4, 0.25
 #: The lift of a 90 % of which none was judged yet (`pace.lua` begins with the same).
-CAREFUL = 0.3
+CAREFUL = {"h": 0.3, "n": 0.3, "l": 0.8}
 #: A poll hint is never longer, nor shorter, nor less than this part of the time that the job has taken already.
 HINT_MAX_S, HINT_MIN_S, HINT_PART = 300.0, 0.05, 0.1
 #: Where in the distribution of what is left the next poll should fall: before its middle.
@@ -59,6 +59,11 @@ class Pace(msgspec.Struct, frozen=True):
         """How long a job of so many units runs on average."""
         return max(1.0, self.base + self.per_unit * units)
 
+    @property
+    def mean_units(self) -> float:
+        """What a job needs on average, as far as it makes it longer."""
+        return max(0.0, self.mean - self.base) / self.per_unit if self.per_unit else 0.0
+
     def middle(self, units: float) -> float:
         """What half of such jobs run shorter than."""
         return max(1.0, self.expected(units) * math.exp(self.off))
@@ -84,6 +89,7 @@ class Standing(msgspec.Struct, frozen=True):
     busy: int
     depth: tuple[int, int, int]
     pace: Pace | None
+    users: tuple[int, int, int] = (0, 0, 0)  # with waiting jobs
     factors: dict[str, tuple[float, float]] = {}
     running: tuple[tuple[float, float], ...] = ()  # age and units of some jobs in progress
 
@@ -126,8 +132,8 @@ class Forecast(msgspec.Struct, frozen=True):
 
 
 _normal = NormalDist()
-LANES = ("high", "normal", "low")
-#: Stages of jobs whose place was not counted: none waits before them, or some do.
+LANES, WEIGHTS = ("high", "normal", "low"), (14, 4, 2)  # as `lanes.lua` has them where it lasts
+#: Stages of jobs whose place was not counted: none waits before them, or some do (6: whose, is not known either).
 FIRST, UNCOUNTED = 4, 5
 
 
@@ -148,17 +154,22 @@ def of_waiting(standing: Standing, place: Place, lane: str, stage: int | None = 
     return _told(standing, f"{lane[0]}{stage}", half, most)
 
 
-def of_uncounted(standing: Standing, ahead: int, lane: str, units: float) -> Forecast | None:
-    """Of a job of which only is known how many jobs of any lane and user waited before it."""
-    pace = standing.pace
-    if pace is None or standing.slots == 0:
-        return None
-    waiting, rank = sum(standing.depth), LANES.index(lane)
-    before = ahead * sum(standing.depth[: rank + 1]) / waiting if waiting else ahead
-    wait, run = (before + 0.5) * pace.mean / standing.slots, pace.expected(units)
-    doubt = math.expm1(pace.spread**2)
-    half, most = quantiles(wait + run, doubt * (wait * pace.mean / standing.slots + run * run))
-    return _told(standing, f"{lane[0]}{UNCOUNTED}", half, most)
+def uncounted(standing: Standing, ahead: int, own: int, lane: str, units: float) -> Place:
+    """Where a job may stand of which is known how many jobs waited before it, and of them those of its user and lane.
+
+    Users take turns within its lane, and lanes by their weights; `own` -1: all of its lane may come first.
+    """
+    rank, waiting = LANES.index(lane), sum(standing.depth)
+    depth = [ahead * one / waiting for one in standing.depth] if waiting else [0.0, 0.0, 0.0]
+    if not waiting:
+        depth[rank] = ahead
+    here = depth[rank]
+    if own >= 0:
+        here = own + min(max(0.0, here - own), max(1, standing.users[rank] - 1) * (own + 0.5))
+    turns = [min(one, (here + 1) * weight / WEIGHTS[rank]) for one, weight in zip(depth, WEIGHTS, strict=True)]
+    above, below = round(sum(turns[:rank])), round(sum(turns[rank + 1 :]))
+    here_units = round(here) * standing.pace.mean_units if standing.pace else 0.0
+    return Place(round(here) + above + below, max(0, own), above, below, here_units, False, units, True)
 
 
 def of_running(standing: Standing, units: float, age: float) -> Eta | None:
@@ -210,7 +221,7 @@ def quantiles(mean: float, variance: float) -> tuple[float, float]:
 
 
 def _told(standing: Standing, kind: str, half: float, most: float) -> Forecast:
-    low, high = standing.factors.get(kind, (0.0, CAREFUL))
+    low, high = standing.factors.get(kind, (0.0, CAREFUL[kind[0]]))
     told_half = half * math.exp(max(-3.0, min(3.0, low)))
     told_most = max(told_half, most * math.exp(max(-3.0, min(3.0, high))))
     return Forecast(kind, standing.now, half, most, told_half, told_most)

@@ -130,7 +130,8 @@ class Submitted(msgspec.Struct, frozen=True):
     """The answer to a submit. `created` is false when an earlier submit of the same thing is attached to.
 
     A new job's `step` is the first of its history, and `ahead` the jobs that waited in its queue: with what was
-    asked for, that is its whole record. `limits` are its key's, as they stand now.
+    asked for, that is its whole record. `own_ahead` of those are of its user and lane; -1: that was not
+    counted. `limits` are its key's, as they stand now.
     """
 
     id: str
@@ -138,6 +139,7 @@ class Submitted(msgspec.Struct, frozen=True):
     step: str | None = None
     ahead: int | None = None
     limits: tuple[Left, ...] = ()
+    own_ahead: int = -1
 
 
 class JobEvent(msgspec.Struct, frozen=True):

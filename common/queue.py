@@ -504,7 +504,7 @@ def _submitted(spec: JobSpec, reply: list[Any]) -> Submitted | JarvisError:
     if answer == b"limited":
         return _limited(reply)
     if answer == b"new":
-        return Submitted(reply[1].decode(), True, reply[2].decode(), reply[3], _limits(reply, 4))
+        return Submitted(reply[1].decode(), True, reply[2].decode(), reply[3], _limits(reply, 5), reply[4])
     return Submitted(reply[1].decode(), False, limits=_limits(reply, 2))
 
 

@@ -49,14 +49,17 @@ class Waiting:
         age_ms = standing.now - (record.started_at or 0) * 1000
         return msgspec.structs.replace(record, eta=eta.of_running(standing, record.units, age_ms))
 
-    def guessed(self, record: JobRecord, ahead: int) -> JobRecord | None:
-        """The record of a job that has just been queued behind `ahead` others, without asking Redis; None if nothing
-        is known of its queue. Its place is told only when it is the first."""
+    def guessed(self, record: JobRecord, ahead: int, own: int = -1) -> JobRecord | None:
+        """The record of a job that has just been queued behind `ahead` others, `own` of them of its user and lane (-1:
+        not known), without asking Redis; None if nothing is known of its queue. Its place is told only if it is 1."""
         standing = self._known(record.queue, KNOWN_S if ahead else FRESH_S)
         if standing is None:
             return None
         if ahead:
-            forecast = eta.of_uncounted(standing, ahead, record.priority, record.units)
+            if self._known(record.queue, FRESH_S) is None:
+                standing = msgspec.structs.replace(standing, busy=standing.slots)
+            place = eta.uncounted(standing, ahead, own, record.priority, record.units)
+            forecast = eta.of_waiting(standing, place, record.priority, eta.UNCOUNTED + (own < 0))
             record = msgspec.structs.replace(record, eta=forecast.eta if forecast else None)
         else:
             place = Place(0, 0, 0, 0, 0, False, record.units, True)
@@ -114,7 +117,7 @@ class Waiting:
 
 
 def _standing(row: list[Any]) -> Standing:
-    now, workers, slots, loading, busy, high, normal, low, pace, factors, running = row
+    now, workers, slots, loading, busy, high, normal, low, *users, pace, factors, running = row
     return Standing(
         now=now,
         workers=workers,
@@ -122,6 +125,7 @@ def _standing(row: list[Any]) -> Standing:
         loading=loading,
         busy=busy,
         depth=(high, normal, low),
+        users=(users[0], users[1], users[2]),
         pace=Pace.parse(pace.decode()),
         factors=eta.factors_of(factors),
         running=tuple(zip(running[::2], running[1::2], strict=True)),

@@ -76,7 +76,7 @@ class Edge:
         if submitted.ahead == 0 and (placed := self.results.waiting.guessed(record, 0)):
             return placed
         if submitted.ahead > DEEP or spec.queue in self.counting:
-            return self.results.waiting.guessed(record, submitted.ahead) or record
+            return self.results.waiting.guessed(record, submitted.ahead, submitted.own_ahead) or record
         return await self._counted(spec.queue, submitted.id)
 
     async def _counted(self, queue: str, job_id: str) -> JobRecord:

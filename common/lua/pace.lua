@@ -61,7 +61,8 @@ local function judge(q, foretold, at)
   count(q, 'eta:total', 1)
   local in_time = took <= tonumber(told)
   if in_time then count(q, 'eta:covered', 1) end
-  local kept = redis.call('HGET', q .. 'meta', 'eta:' .. class) or '0 0 0 0.3' -- careful at first
+  local careful = string.byte(class) == 108 and '0.8' or '0.3' -- l: most jobs come before those of the low lane
+  local kept = redis.call('HGET', q .. 'meta', 'eta:' .. class) or '0 0 0 ' .. careful
   local n, low, high, lift = string.match(kept, '^(%S+) (%S+) (%S+) (%S+)$')
   n = math.min(n + 1, 1000)
   local step = math.max(STEP, 1 / (n + 3))

@@ -6,14 +6,17 @@
 --         user had more than others of late, its units, 1 if something was foretold of it, {why its owner is
 --         held: `held`}}; else empty.
 --         Standing is {now (ms), live workers, their slots, loading workers, jobs in progress, waiting jobs of each lane,
+--         users with such jobs in each lane,
 --         pace, factors (flat: class, four numbers), and of some jobs in progress how long they have run and their units}.
 --         Exact up to 1,000 jobs of its user and 256 users in its lane; beyond, an estimate from those.
 -- atomic because a place in a moving queue has a meaning only at one moment.
 -- include job.lua
 -- include lanes.lua
 local RUNNING_SEEN, WORKERS_SEEN, OWN_SEEN, USERS_SEEN, TURNS = 32, 64, 1000, 256, 1000
-local CLASSES = {'h0', 'h1', 'h2', 'h3', 'h4', 'h5', 'n0', 'n1', 'n2', 'n3', 'n4', 'n5', 'l0', 'l1', 'l2', 'l3', 'l4',
-  'l5'} -- of forecasts: lane and stage, as `common/eta.py` has them
+local CLASSES = {} -- of forecasts: a lane and a stage, as `common/eta.py` has them
+for _, lane in ipairs({'h', 'n', 'l'}) do
+  for stage = 0, 6 do append(CLASSES, lane .. stage) end
+end
 local q = at(ARGV[2])
 local tickets_left = 96
 
@@ -168,6 +171,8 @@ local function running()
   return out
 end
 
+local function users_in(lane) return redis.call('ZCARD', q .. lane .. ':users') end
+
 local function standing(meta)
   local workers = redis.call('ZRANGEBYSCORE', q .. 'workers', NOW, '+inf')
   local factors = {}
@@ -176,7 +181,7 @@ local function standing(meta)
   end
   return {NOW, #workers, slots_of(workers), redis.call('ZCOUNT', q .. 'loading', NOW, '+inf'),
     redis.call('ZCARD', q .. 'leases'), tonumber(meta[4] or 0), tonumber(meta[5] or 0), tonumber(meta[6] or 0),
-    meta[7] or '', factors, running()}
+    users_in('high'), users_in('normal'), users_in('low'), meta[7] or '', factors, running()}
 end
 
 local fields = {'credit:high', 'credit:normal', 'credit:low', 'depth:high', 'depth:normal', 'depth:low', 'runs'}

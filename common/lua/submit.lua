@@ -6,7 +6,7 @@
 --         after now, whenever it finishes),
 --         its webhook (JSON; '': none), the units it is thought to need (0: not known), its API key's id ('': none),
 --         what it is thought to cost (millionths)
--- returns per job: {'new', id, its first step, jobs that waited before it} | {'same' | 'mismatch', id} |
+-- returns per job: {'new', id, its first step, jobs that waited before it, of them its user's in its lane (-1: not looked)} | {'same' | 'mismatch', id} |
 --         {'full', seconds until there is room} | {'limited', ms until its key's limits let it through (-1: never), the
 --         limits in the way, what it needs and the most that there can be of the first}; then, of a key with limits, how
 --         those stand now
@@ -150,7 +150,9 @@ local function accept(i)
   if api_key ~= '' then redis.pcall('XADD', P .. 'index:of:' .. user, place, 'j', short_of(id), 'u', user) end
   if digest ~= '' then redis.call('SET', P .. 'idem:' .. digest, id .. ' ' .. fingerprint, 'PX', IDEMPOTENCY_MS) end
   if ARGV[i + 5] ~= ordinary_ttl() then append(expiry, expires, id) end
-  return {'new', id, step, depth.n - 1}
+  -- Where few wait, those who come together want to know their places; where many do, each look counts.
+  local own = code == 'q' and depth.n > 1 and depth.n <= 1000 and redis.call('XLEN', stream_of(q, lane, user)) - 1
+  return {'new', id, step, depth.n - 1, own or -1}
 end
 
 for i = 6, #ARGV, 19 do

@@ -67,7 +67,7 @@ class Learnt:
         self.judged += 1
         in_time = took <= round(forecast.told_most)
         self.covered += in_time
-        n, low, high, lift = self.factors.get(forecast.kind, (0.0, 0.0, 0.0, 0.3))
+        n, low, high, lift = self.factors.get(forecast.kind, (0.0, 0.0, 0.0, eta.CAREFUL[forecast.kind[0]]))
         n = min(n + 1, 1000)
         step = max(0.05, 1 / (n + 3))
         above_half, above_most = math.log(took / forecast.half) > low, math.log(took / forecast.most) > high
@@ -172,8 +172,19 @@ class Simulation:
         depth = [sum(map(len, self.lanes[lane].values())) for lane in LANES]
         running = tuple((self.now - (job.started or 0), float(job.units)) for job in self.running.values())
         factors = {kind: (low, high + lift) for kind, (_, low, high, lift) in self.learnt.factors.items()}
-        now, slots, busy = self.now, self.slots, len(self.running)
-        return Standing(now, 1, slots, 0, busy, (depth[0], depth[1], depth[2]), self.learnt.known, factors, running)
+        users = [len(self.lanes[lane]) for lane in LANES]
+        return Standing(
+            now=self.now,
+            workers=1,
+            slots=self.slots,
+            loading=0,
+            busy=len(self.running),
+            depth=(depth[0], depth[1], depth[2]),
+            pace=self.learnt.known,
+            users=(users[0], users[1], users[2]),
+            factors=factors,
+            running=running,
+        )
 
     def place(self, job: Job) -> Place:
         """A waiting job's place: a copy of the queue is drained up to it."""

@@ -8,7 +8,19 @@ from statistics import fmean, median
 
 import pytest
 
-from common.eta import HINT_MAX_S, Eta, Pace, Place, Standing, hint_s, of_running, of_scheduled, of_waiting, quantiles
+from common.eta import (
+    HINT_MAX_S,
+    Eta,
+    Pace,
+    Place,
+    Standing,
+    hint_s,
+    of_running,
+    of_scheduled,
+    of_waiting,
+    quantiles,
+    uncounted,
+)
 from tests.unit.simulated_queue import Job, Simulation, mixed_load
 
 PACE = Pace(jobs=200, mean=1000, base=1000, per_unit=0, off=-0.02, spread=0.2)
@@ -152,3 +164,17 @@ def test_coverage_comes_back_after_the_machines_have_become_slower() -> None:
     Simulation(8).run(jobs, polling=False)
     last = [(job.first, job.ended - job.at) for job in jobs[800:] if job.first and job.ended is not None]
     assert 0.85 <= fmean(took <= first.told_most for first, took in last) <= 0.98
+
+
+# -- places that were not counted
+
+
+def test_a_place_that_was_not_counted_goes_by_turns_of_users_and_lanes() -> None:
+    others = standing(depth=(0, 100, 0), users=(0, 2, 0))
+    assert uncounted(others, 100, 0, "normal", 0).before <= 1  # the other's hundred and its own none
+    assert uncounted(others, 100, 10, "normal", 0).before == pytest.approx(20, abs=2)
+    assert uncounted(others, 100, -1, "normal", 0).before == 100  # whose they are is not known
+    lanes = standing(depth=(50, 0, 50), users=(1, 0, 1))
+    assert uncounted(lanes, 100, 0, "high", 0).before < 10
+    assert uncounted(lanes, 100, 49, "low", 0).before > 90
+    assert uncounted(standing(depth=(0, 0, 0)), 7, -1, "low", 0).before == 7
