@@ -20,6 +20,7 @@ from common.blobs import Blobs
 from common.errors import NotFound, StoreUnavailable
 from common.jobs import JobError, JobEvent, JobRecord, Priority, Step, Ticket, Work, decode, parse_history, parse_step
 from common.keys import Keys
+from common.looks import Seen
 from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
 from common.states import TERMINAL, State
@@ -214,8 +215,8 @@ class Results:
     async def follow_together(self, job_id: str, after: int = 0) -> AsyncGenerator[list[JobEvent]]:
         """As `follow`, what came at the same time together: a reader that is slower than the job catches up."""
         self._of(job_id)
-        async with self.wakes.listen(job_id) as listener:
-            events = await self._patiently(job_id, after)
+        async with self.wakes.listen(job_id, after) as listener:
+            events = await self._first(listener.seen, job_id, after)
             while True:
                 if events:
                     yield events
@@ -231,6 +232,14 @@ class Results:
                 # The look every few seconds is a safety net, not the mechanism.
                 heard = await listener.news(after, self.settings.bell_timeout_s)
                 events = heard or await self._patiently(job_id, after)
+
+    async def _first(self, seen: Seen | None, job_id: str, after: int) -> list[JobEvent]:
+        if seen is None:
+            return await self._patiently(job_id, after)
+        if seen.history is None:
+            raise NotFound(job_id)
+        written = [_token_event(entry, {b"e": event, b"d": data}) for entry, (_, event, _, data) in seen.tokens]
+        return _merged(_state_events(seen.history, seen.error), written, after, None)
 
     async def _patiently(self, job_id: str, after: int) -> list[JobEvent]:
         while True:

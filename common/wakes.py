@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from common import scripts
 from common.jobs import JobEvent, decode, parse_step
+from common.looks import Looks, Seen
 from common.states import TERMINAL, State
 
 #: News that a follower may leave unread before it has to read the job itself.
@@ -26,13 +27,79 @@ READ_S = 15.0
 NOTED_AT_ONCE = 2_000
 
 
+class Wake:
+    """An event for one who waits, with a limit to each wait.
+
+    This runs once a token and reader: `asyncio.Event` and a timer for each wait would cost as much as all the rest. The
+    one timer runs on from wait to wait and looks, when it rings, whether the latest wait is over.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._until = 0.0  # of the latest wait, by the loop's clock
+        self._alarm: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
+
+    def is_set(self) -> bool:
+        """Whether the next wait returns at once."""
+        return self._set
+
+    def set(self) -> None:
+        """Wake who waits, or who will."""
+        self._set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def clear(self) -> None:
+        """The next wait waits."""
+        self._set = False
+
+    async def wait(self, limit_s: float | None = None) -> None:
+        """Wait until it is set; once the limit is over, it is."""
+        if self._set:
+            return
+        loop = asyncio.get_running_loop()
+        if limit_s is not None:
+            self._until = loop.time() + limit_s
+            if self._alarm is None or self._rings_at > self._until:
+                self._ring_at(self._until, loop)
+        self._waiter = loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def close(self) -> None:
+        """Nobody will wait any more."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _ring_at(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._rings_at = moment
+        self._alarm = loop.call_at(moment, self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._alarm = None
+        if self._waiter is None:
+            return  # the next wait sets the timer again
+        if self._until > loop.time() + 0.001:
+            self._ring_at(self._until, loop)
+        else:
+            self.set()
+
+
 class Listener:
     """What one follower hears of one job."""
 
     def __init__(self) -> None:
-        self._wake = asyncio.Event()
+        self._wake = Wake()
         self._unread: dict[int, JobEvent] = {}
         self._must_look = False
+        self.seen: Seen | None = None  # the job as listening began; None when it must be read
 
     def tell(self, event: JobEvent | None) -> None:
         """Here is an event, or (None) something that only the job itself can tell."""
@@ -44,21 +111,21 @@ class Listener:
 
     async def news(self, after: int, timeout_s: float) -> list[JobEvent]:
         """The next events after number `after`; none when the job itself must be read (or the time is over)."""
-        # This runs once an event: asyncio.timeout would cost as much as all the rest of it.
-        alarm = asyncio.get_running_loop().call_later(timeout_s, self._wake.set)
-        try:
-            await self._wake.wait()
-        finally:
-            alarm.cancel()
+        await self._wake.wait(timeout_s)
         self._wake.clear()
         must_look, self._must_look = self._must_look, False
         unread, self._unread = self._unread, {}
         if len(unread) == 1 and after + 1 in unread and not must_look:
             return [unread[after + 1]]
+        # States and tokens come by two streams, so that they may be out of order.
         fresh = sorted(seq for seq in unread if seq > after)
         if must_look or fresh != list(range(after + 1, after + 1 + len(fresh))):
             return []
         return [unread[seq] for seq in fresh]
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        self._wake.close()
 
 
 class EndListener(Listener):
@@ -71,9 +138,7 @@ class EndListener(Listener):
 
     async def end(self, timeout_s: float) -> None:
         """Wait until the job has ended or must be looked at, or the time is over."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._wake.wait()
+        await self._wake.wait(timeout_s)
         self._wake.clear()
 
 
@@ -91,10 +156,11 @@ class Wakes:
         self._readers: list[asyncio.Task[None]] = []
         self._started: list[asyncio.Event] = []
         self._noting: asyncio.Task[None] | None = None
+        self._looks = {_shard_of(prefix): Looks(client, prefix) for prefix in prefixes}
 
     @asynccontextmanager
-    async def listen(self, job_id: str) -> AsyncIterator[Listener]:
-        """What a follower listens with; it hears everything from here on."""
+    async def listen(self, job_id: str, after: int = 0) -> AsyncIterator[Listener]:
+        """What a follower listens with; it hears everything that its first look did not see."""
         with self._listening(job_id, Listener()) as listener:
             self._start()
             # When Redis is away, followers look for themselves until it is back.
@@ -102,7 +168,7 @@ class Wakes:
                 async with asyncio.timeout(1):
                     for started in self._started:
                         await started.wait()
-                    await self._note([job_id])
+                    listener.seen = await self._looks[job_id[4:6]].look(job_id, after, READ_S)
             yield listener
 
     @contextmanager
@@ -118,6 +184,7 @@ class Wakes:
         try:
             yield listener
         finally:
+            listener.close()
             listeners = self._listeners[job_id]
             listeners.discard(listener)
             if not listeners:
@@ -125,6 +192,8 @@ class Wakes:
 
     async def close(self) -> None:
         """Stop the readers."""
+        for looks in self._looks.values():
+            await looks.close()
         tasks = [*self._readers, *([self._noting] if self._noting else [])]
         for task in tasks:
             task.cancel()
@@ -148,7 +217,7 @@ class Wakes:
     async def _note(self, job_ids: list[str]) -> None:
         # Workers write the events of jobs that nobody reads less often.
         for prefix in self._prefixes:
-            here = [job_id for job_id in job_ids if f"{{{job_id[4:6]}}}" in prefix]
+            here = [job_id for job_id in job_ids if job_id[4:6] == _shard_of(prefix)]
             for start in range(0, len(here), NOTED_AT_ONCE):
                 ids = here[start : start + NOTED_AT_ONCE]
                 await scripts.run(self._redis, "read", prefix, int(READ_S * 1000), *ids)
@@ -185,6 +254,10 @@ class Wakes:
     def _tell(self, job_id: str, event: JobEvent | None) -> None:
         for listener in self._listeners.get(job_id, ()):
             listener.tell(event)
+
+
+def _shard_of(prefix: str) -> str:
+    return prefix[prefix.index("{") + 1 : prefix.index("}")]
 
 
 def _any_follows(listeners: set[Listener]) -> bool:

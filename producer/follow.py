@@ -26,6 +26,7 @@ RETRY_MS = 1000
 SEQ_MAX = 2**53
 # No line ends to the specification, but to many a client that splits text into lines.
 _LINE_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x85\u2028\u2029")
+_json = msgspec.json.Encoder().encode
 SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -120,17 +121,20 @@ class EventStream(Stream):
         """Send each event as it comes."""
         await send({"type": "http.response.body", "body": f"retry: {RETRY_MS}\n\n".encode(), "more_body": True})
         async for events in self.events:
-            await send({"type": "http.response.body", "body": b"".join(map(encoded, events)), "more_body": True})
+            body = encoded(events[0]) if len(events) == 1 else b"".join(map(encoded, events))
+            await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 def encoded(event: JobEvent) -> bytes:
     """One event on the wire."""
-    data = escaped(msgspec.json.encode(_shown(event)))
+    data = escaped(_json(_shown(event)))
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.seq, event.event.encode(), data)
 
 
 def escaped(data: bytes) -> bytes:
     """JSON without the characters that some clients take for the end of a line."""
+    if data.isascii():
+        return data
     for character, written in _LINE_ENDS:
         data = data.replace(character, written)
     return data

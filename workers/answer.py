@@ -48,6 +48,16 @@ class Answer:
         return {"text": text, "ids": ids}
 
     @property
+    def alone(self) -> bool:
+        """Whether it is all that its job answers."""
+        return True
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the same however many tokens come together; a stop string must be seen at its last token."""
+        return not self.stop
+
+    @property
     def output(self) -> dict[str, Any]:
         """What the job's result says of this answer."""
         return {"text": "".join(self._texts), "finish_reason": self.finish_reason}
@@ -119,6 +129,16 @@ class DetailedAnswer(Answer):
         if self._index is not None:
             event["index"] = self._index
         return event
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is all that its job answers."""
+        return self._index is None
+
+    @property
+    def plain(self) -> bool:
+        """Never: its details belong to tokens."""
+        return False
 
     @property
     def output(self) -> dict[str, Any]:

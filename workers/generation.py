@@ -9,6 +9,7 @@ grammar is led over the emitted tokens before it goes on; reasoning and tool cal
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
 from typing import Any
 
@@ -19,7 +20,7 @@ from common.jobs import ClaimedJob, JobResult, JobSpec, Priority
 from common.settings import Settings
 from workers.answer import Answer, DetailedAnswer, result
 from workers.engines import generation_engine
-from workers.engines.protocol import GenerationRequest
+from workers.engines.protocol import GenerationDelta, GenerationRequest, Pushing, Take
 from workers.serving import on_shutdown, revived, starter, worker_settings
 
 SEEDS = 2**63
@@ -39,6 +40,10 @@ SAMPLING = (
 CONSTRAINTS = ("regex", "choice", "grammar")
 #: What makes an answer more than a text. The reasoning that a model's parser finds needs no asking.
 DETAILS = ("logprobs", "tools")
+#: Tokens that nobody reads as they come are taken from the engine so often, or so many at a time. Who begins to read
+#: waits no longer for the next ones.
+GATHER_S = 0.1
+GATHERED_TOKENS = 32
 # The engine's own scheduler takes lower numbers first, and gives up higher ones when memory runs out.
 PRIORITIES: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
 
@@ -69,6 +74,11 @@ def _answers(model: Model, params: dict[str, Any], emitted: list[dict[str, Any]]
 async def _run(
     ctx: dict[str, Any], job: ClaimedJob, request_id: str, answer: Answer, request: GenerationRequest
 ) -> None:
+    if isinstance(ctx["engine"], Pushing) and answer.alone:
+        await ctx["engine"].push(request_id, request, _taker(ctx, job, answer))
+        if answer.finish_reason is not None:
+            return
+        raise EngineDead("the engine ended an answer without a reason")
     emit = ctx["emit"]
     # aclosing: whatever ends this block (a stop string, a cancel, a failed emit) aborts the request in the engine.
     async with aclosing(ctx["engine"].generate(request_id, request)) as deltas:
@@ -78,6 +88,24 @@ async def _run(
             if answer.finish_reason is not None:
                 return
     raise EngineDead("the engine ended an answer without a reason")
+
+
+def _taker(ctx: dict[str, Any], job: ClaimedJob, answer: Answer) -> Take:
+    """What takes the deltas of a job's only answer; while nobody reads them, they may come together."""
+    tell, may_gather, taken_at = ctx["tell"], answer.plain, time.monotonic()
+
+    def take(delta: GenerationDelta) -> int:
+        nonlocal taken_at
+        event = answer.take(delta)
+        read = tell(job, "token", event) if event else True
+        if answer.finish_reason is not None:
+            return 0
+        waited_s, taken_at = time.monotonic() - taken_at, time.monotonic()
+        if read or not may_gather:
+            return 1
+        return min(max(1, int(len(delta.token_ids) * GATHER_S / max(waited_s, 1e-6))), GATHERED_TOKENS)
+
+    return take
 
 
 async def _run_all(

@@ -56,6 +56,13 @@ class Outbox:
 
     async def add_event(self, event: Event) -> None:
         """Have an event written; waits only when too many are waiting."""
+        self.add(event)
+        while len(self._events) > EVENTS_WAITING:
+            self._room.clear()
+            await self._room.wait()
+
+    def add(self, event: Event) -> None:
+        """Have an event written, however many are waiting: for who adds one a job, and extends it while it waits."""
         self._events.append(event)
         if event.event == "token":
             self._growing[event.job.lease] = event
@@ -65,9 +72,10 @@ class Outbox:
             self._something.set()
         else:
             self._set_alarm()
-        while len(self._events) > EVENTS_WAITING:
-            self._room.clear()
-            await self._room.wait()
+
+    def is_read(self, job: ClaimedJob) -> bool:
+        """Whether somebody reads the job's events as they come, as far as is known."""
+        return job.lease not in self._unread
 
     def extend(self, job: ClaimedJob, data: dict[str, Any]) -> bool:
         """Add tokens to the job's last event, when that is one of tokens and still waits to be written."""

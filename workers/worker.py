@@ -83,6 +83,7 @@ class Worker(ArqWorker):
         self.results = Results(self.queue.redis, self.settings)
         self._pool = self.queue.redis  # type: ignore[assignment]
         self.ctx.update(redis=self.queue.redis, settings=self.settings, emit=self.emit, emitted=self._emitted)
+        self.ctx["tell"] = self.tell
         self.ctx["blobs"] = self.queue.blobs
         log.info("starting %s for %s: %s", self.id, self.queue_name, ", ".join(self.functions))
         if self.on_startup:
@@ -384,6 +385,20 @@ class Worker(ArqWorker):
             return
         run.seq += 1
         await self.outbox.add_event(Event(job, run.seq, event, data))
+
+    def tell(self, job: ClaimedJob, event: str, data: dict[str, Any]) -> bool:
+        """`emit` for events that come one by one and grow while they wait; returns whether somebody may read them now.
+
+        It does not wait, so that an engine can call it within its step.
+        """
+        run = self.running.get(job.lease)
+        if run is None:
+            return False
+        encode(data)
+        if not self.outbox.extend(job, data):
+            run.seq += 1
+            self.outbox.add(Event(job, run.seq, event, data))
+        return self.outbox.is_read(job)
 
     async def _emitted(self, job: ClaimedJob) -> list[dict[str, Any]]:
         return await patiently(self.results.emitted, job.id)  # type: ignore[no-any-return]

@@ -26,7 +26,7 @@ from ops.bench.direct import Direct, generation_command
 from ops.bench.formation import formation, write_catalogue
 from ops.bench.random_model import grow
 from ops.bench.report import tables
-from ops.bench.vllm_server import AMX_ALLOWED, VllmServer, vllm_server
+from ops.bench.vllm_server import AMX_ALLOWED, ONE_PROCESS, ONE_PROCESS_ENVIRONMENT, VllmServer, vllm_server
 
 #: The arguments of our engine class that decide its speed; vLLM's server gets the same.
 ARGUMENTS: dict[str, Any] = {
@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
     parser.add_argument("--singles", type=int, default=20, help="single streams a round, for the first token")
     parser.add_argument("--no-server", action="store_true", help="leave vLLM's own server out")
+    parser.add_argument(
+        "--server-processes",
+        choices=("as-ours", "default"),
+        default="as-ours",
+        help="whether vLLM's own server computes in its engine core, as ours does, or as it starts by itself",
+    )
     parser.add_argument("--aof", choices=("everysec", "no", "always"), default="everysec", help="of Redis")
 
 
@@ -67,6 +73,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "concurrency": options.concurrency,
         "max_tokens": options.max_tokens,
         "waves": options.waves,
+        "server_processes": options.server_processes,
         "parameters": f"{options.parameters} M, random" if options.parameters else "the model's",
         **ARGUMENTS,
         **model.engine_options,
@@ -92,7 +99,10 @@ def _places(
     places["openai"] = loads.Completions(port, model.alias)
     if not options.no_server:
         print("starting vLLM's own server", flush=True)
-        places["server"] = loads.Completions(stack.enter_context(server_of(model, folder)).port, model.alias)
+        one_process = options.server_processes == "as-ours" and model.gpu_count == 1
+        places["server"] = loads.Completions(
+            stack.enter_context(server_of(model, folder, one_process)).port, model.alias
+        )
     return places
 
 
@@ -179,10 +189,15 @@ def _set(file: Path, name: str, value: Any) -> None:
         file.write_text(json.dumps({**document, name: value}), encoding="utf-8")
 
 
-def server_of(model: Model, folder: Path) -> contextlib.AbstractContextManager[VllmServer]:
+def server_of(model: Model, folder: Path, one_process: bool = True) -> contextlib.AbstractContextManager[VllmServer]:
     """vLLM's own server with the settings of our engine."""
+    process = ONE_PROCESS if one_process else {}
     own = {"model": model.weights_path(), "served_model_name": model.alias, "max_model_len": model.max_model_len}
-    return vllm_server({**own, **ARGUMENTS, **model.engine_options}, folder)
+    return vllm_server(
+        {**own, **ARGUMENTS, **process, **model.engine_options},
+        folder,
+        ONE_PROCESS_ENVIRONMENT if one_process else None,
+    )
 
 
 def _told(row: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ ENVIRONMENT = {
 }
 # As in our engine: without it vLLM dies at a short first prompt on CPUs with AMX.
 AMX_ALLOWED = {"worker_extension_cls": "workers.engines.vllm_amx.AmxAllowed"}
+# As in our engine, see `workers/engines/vllm_one_process.py`: on a CPU vLLM's own server has a process more.
+ONE_PROCESS = {"distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor"}
+ONE_PROCESS_ENVIRONMENT = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +38,14 @@ class VllmServer:
 
 
 @contextlib.contextmanager
-def vllm_server(arguments: Mapping[str, Any], folder: Path) -> Iterator[VllmServer]:
+def vllm_server(
+    arguments: Mapping[str, Any], folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[VllmServer]:
     """A server with these arguments that answers; it is gone afterwards."""
     port = free_port()
     given = {**arguments, "host": "127.0.0.1", "port": port}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags(given)]
-    program = Program("server", command, ENVIRONMENT, folder)
+    program = Program("server", command, {**ENVIRONMENT, **(environment or {})}, folder)
     try:
 
         def ready() -> bool:

@@ -11,6 +11,7 @@ from common.jobs import JobEvent, JobRecord
 from producer.openai.asked import SERVED
 
 Usage = Mapping[str, Any]
+_json = msgspec.json.Encoder().encode
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -103,6 +104,9 @@ class Chunks(Protocol):
 
 
 DONE = b"data: [DONE]\n\n"
+#: Of a token event that is nothing but text, whose chunk is put together instead of being encoded.
+PLAIN = {"text", "ids", "index"}
+NOTHING_MORE = b',"logprobs":null,"finish_reason":null}'
 
 
 class ChatChunks:
@@ -118,6 +122,7 @@ class ChatChunks:
         start = msgspec.json.encode({**head.document("chat.completion.chunk"), "service_tier": head.service_tier})
         self._start = b"data: " + start[:-1] + b',"choices":['
         self._end = b"]" + (b',"usage":null' if whole_usage else b"") + b"}\n\n"
+        self._text_ends = b"}" + NOTHING_MORE + self._end
 
     def first(self) -> bytes:
         """Who speaks."""
@@ -129,6 +134,9 @@ class ChatChunks:
         if event.event != "token":
             return None
         data = event.data
+        if data.keys() <= PLAIN and data["text"]:
+            start = b'%s{"index":%d,"delta":{"content":' % (self._start, data.get("index", 0))
+            return b"%s%s%s" % (start, _json(data["text"]), self._text_ends)
         delta: dict[str, Any] = {}
         if data["text"]:
             delta["content"] = data["text"]
@@ -162,6 +170,7 @@ class TextChunks:
         self._offsets = [0] * count
         self._start = b"data: " + msgspec.json.encode(head.document("text_completion"))[:-1] + b',"choices":['
         self._end = b"]" + (b',"usage":null' if whole_usage else b"") + b"}\n\n"
+        self._text_ends = NOTHING_MORE + self._end
 
     def first(self) -> bytes:
         """Nothing: completions begin with their first token."""
@@ -175,6 +184,8 @@ class TextChunks:
         told = event.data.get("logprobs")
         logprobs = None if told is None else _text_logprobs(told, self._offsets[index])
         self._offsets[index] += len(text)
+        if logprobs is None:
+            return b'%s{"index":%d,"text":%s%s' % (self._start, index, _json(text), self._text_ends)
         return self._chunk(index, text, logprobs, None)
 
     def last(self, output: dict[str, Any], usage: Usage | None) -> bytes:

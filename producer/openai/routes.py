@@ -30,7 +30,7 @@ from producer.openai.asked import ChatAsked, CompletionAsked, EmbeddingsAsked, r
 from producer.openai.errors import failed, of_record
 from producer.openai.specs import spec_of
 from producer.problems import Refusal
-from producer.record import answer, location, polled, record_out
+from producer.record import answer, location, new_record, polled, record_out
 from producer.routes import Edge, edge, model_out
 
 calls = APIRouter(route_class=Direct)
@@ -46,7 +46,7 @@ async def chat_completions(request: Request) -> Response:
     if call.answered:
         return call.answered
     if asked.stream:
-        record = await call.record()
+        record = await call.head()
         chunks = answered.ChatChunks(answered.Head.of(record, "chatcmpl"), asked.n or 1, asked.whole_usage)
         return ChunkStream(call, chunks)
     [found] = await call.results()
@@ -64,7 +64,7 @@ async def completions(request: Request) -> Response:
     if call.answered:
         return call.answered
     if asked.stream:
-        record = await call.record()
+        record = await call.head()
         chunks = answered.TextChunks(answered.Head.of(record, "cmpl"), asked.n or 1, asked.whole_usage)
         return ChunkStream(call, chunks)
     found = await call.results()
@@ -195,6 +195,11 @@ class Call:
         """The record of the first job."""
         return await self.here.accepted(*self._jobs[0])
 
+    async def head(self) -> JobRecord:
+        """The same without its place in the queue, for what does not tell it."""
+        spec, submitted = self._jobs[0]
+        return new_record(submitted, spec, self.here.settings) or await self.record()
+
     def out(self) -> dict[str, str]:
         """Headers of the answer."""
         return {"openai-processing-ms": str(round(1000 * (time.perf_counter() - self._began)))}
@@ -259,7 +264,10 @@ class ChunkStream(follow.Stream):
         started = False
         async with contextlib.aclosing(self._call.events()) as together:
             async for events in together:
-                piece = b"".join(filter(None, map(self._chunks.piece, events)))
+                if len(events) == 1:  # as most often, and this runs once a token
+                    piece = self._chunks.piece(events[0])
+                else:
+                    piece = b"".join(filter(None, map(self._chunks.piece, events)))
                 if not piece:
                     continue
                 await send(_piece(piece if started else self._chunks.first() + piece))

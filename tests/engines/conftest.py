@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class Worker:
         self.revival = Revival(engine)
         self.events: dict[str, list[dict[str, Any]]] = {}
         self.stop_after: int | None = None
+        self.is_read: Callable[[int], bool] = lambda events: True  # whether somebody reads, after so many events
         self.very_first: JobResult | None = None  # a fresh engine's answer to a prompt of one token
 
     async def run(
@@ -116,6 +117,7 @@ class Worker:
             "engine": self.engine,
             "revival": self.revival,
             "emit": self._emit,
+            "tell": self._tell,
             "emitted": self._emitted,
         }
 
@@ -123,10 +125,14 @@ class Worker:
         return "".join(event["text"] for event in self.events[name])
 
     async def _emit(self, job: ClaimedJob, event: str, data: dict[str, Any]) -> None:
+        self._tell(job, event, data)
+
+    def _tell(self, job: ClaimedJob, event: str, data: dict[str, Any]) -> bool:
         events = self.events.setdefault(job.id, [])
         events.append(data)
         if len(events) == self.stop_after:
             raise InterruptedError
+        return self.is_read(len(events))
 
     async def _emitted(self, job: ClaimedJob) -> list[dict[str, Any]]:
         return list(self.events.get(job.id, []))

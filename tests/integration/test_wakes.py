@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+import common.looks
 import common.wakes
 from common import scripts
 from common.jobs import JobEvent
@@ -219,3 +221,56 @@ async def test_listening_while_redis_is_away_waits_only_a_moment(
         await woken(wake)
     await wakes.close()
     await world.queue.close()
+
+
+async def test_followers_that_begin_together_look_together(world: World, wakes: Wakes) -> None:
+    ids = await world.submit_many(3)
+    [job] = await world.claim(1)
+    await world.emit(job, "a", "b")
+    async with wakes.listen(ids[0]) as first:  # the readers have started
+        assert first.seen is not None
+        assert [(entry, fields[1]) for entry, fields in first.seen.tokens] == [(b"3-0", b"token"), (b"4-0", b"token")]
+    before = await calls(world)
+    missing = ids[0][:-1] + ("0" if ids[0][-1] != "0" else "1")
+    async with AsyncExitStack() as stack:
+        listening = [stack.enter_async_context(wakes.listen(job_id, 3)) for job_id in [*ids, missing, *ids * 3]]
+        listeners = await asyncio.gather(*listening)
+        seen = [listener.seen for listener in listeners]
+        await world.emit(job, "c", start=4)
+        assert [event.data["text"] for event in await listeners[0].news(4, 5)] == ["c"]
+    assert all(one is not None for one in seen)
+    assert [None if one is None else len(one.tokens) for one in seen[:4]] == [1, 0, 0, 0]
+    assert [one is not None and one.history is None for one in seen[:4]] == [False, False, False, True]
+    assert await calls(world) <= before + 3, "the emit, a look, and one at all that came meanwhile"
+
+
+async def test_a_job_with_many_events_must_be_read_by_itself(
+    world: World, wakes: Wakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common.looks, "MOST_EVENTS", 3)
+    job_id = await world.submit()
+    job = await world.claim_one()
+    await world.emit(job, "a", "b", "c")
+    async with wakes.listen(job_id) as all_of_it, wakes.listen(job_id, 3) as the_rest:
+        assert all_of_it.seen is None
+        assert the_rest.seen is not None
+    async with asyncio.timeout(5), aclosing(world.results.follow(job_id)) as events:
+        assert [(await anext(events)).seq for _ in range(5)] == [1, 2, 3, 4, 5]
+
+
+async def test_a_wait_ends_at_its_own_limit_whatever_the_last_one_had() -> None:
+    listener = Listener()
+    for limit_s in (5.0, 0.1, 0.05, 0.2):
+        if limit_s == 5.0:
+            listener.tell(numbered(3)[0])
+        started = asyncio.get_running_loop().time()
+        await listener.news(2, limit_s)
+        waited_s = asyncio.get_running_loop().time() - started
+        assert waited_s < 0.02 if limit_s == 5.0 else limit_s - 0.01 < waited_s < limit_s + 1
+    listener.close()
+
+
+async def calls(world: World) -> int:
+    """How many scripts Redis has run."""
+    found = await world.redis.info("commandstats")
+    return int(found.get("cmdstat_evalsha", {"calls": 0})["calls"])

@@ -10,7 +10,7 @@ import fakeredis
 import pytest
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 
-from common import api_keys, batches, endpoints, files, outbox, queue, results, scripts, waiting, wakes
+from common import api_keys, batches, endpoints, files, looks, outbox, queue, results, scripts, waiting, wakes
 
 INCLUDED = ("job", "owners", "claiming", "committing", "batch", "limits", "usage", "api_keys", "pace", "lanes")
 NAMES = sorted(path.stem for path in scripts.FOLDER.glob("*.lua") if path.stem not in INCLUDED)
@@ -42,7 +42,7 @@ def test_no_script_reads_another_clock_or_makes_up_numbers(name: str) -> None:
 
 
 def test_every_script_is_used() -> None:
-    modules = (queue, results, wakes, batches, files, outbox, endpoints, api_keys, waiting)
+    modules = (queue, results, looks, wakes, batches, files, outbox, endpoints, api_keys, waiting)
     called = " ".join(open_text(module) for module in modules)
     for name in NAMES:
         assert f'"{name}"' in called

@@ -142,6 +142,30 @@ async def test_a_reader_who_comes_late_has_what_was_said_and_then_each_token(pla
     assert said == "".join(f"{n} " for n in range(60))
 
 
+async def test_an_engine_hears_whether_somebody_reads_what_it_tells(place: Place) -> None:
+    """That decides whether its tokens come one by one; what was told before a reader came is told to him too."""
+    heard, begun = [], asyncio.Event()
+
+    async def work(ctx: dict[str, Any], job: ClaimedJob) -> str:
+        read, n = True, 0
+        while read:  # until the first write has said that nobody does
+            read, n = ctx["tell"](job, "token", {"text": f"{n} ", "ids": [n]}), n + 1
+            await asyncio.sleep(0.001)
+        begun.set()
+        while not read:
+            read, n = ctx["tell"](job, "token", {"text": f"{n} ", "ids": [n]}), n + 1
+            await asyncio.sleep(0.001)
+        heard.append(n)
+        return "done"
+
+    await place.worker(work)
+    job = await place.submit()
+    async with asyncio.timeout(10):
+        await begun.wait()
+        said = texts([event async for event in place.results.follow(job)])
+    assert "".join(said) == "".join(f"{n} " for n in range(heard[0]))
+
+
 async def test_events_of_a_lost_lease_are_not_written_and_stop_the_run(place: Place) -> None:
     stopped = asyncio.Event()
 

@@ -6,7 +6,7 @@ in the engine. An engine that is gone raises EngineDead for every request in fli
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -69,6 +69,10 @@ class GenerationDelta(msgspec.Struct, frozen=True, gc=False):
     reasoning: str = ""
     tool_calls: list[dict[str, Any]] | None = None
     logprobs: list[dict[str, Any]] | None = None
+
+
+#: Takes a delta; returns how many tokens the next one may hold, 0 when no more are wanted.
+Take = Callable[[GenerationDelta], int]
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -158,6 +162,14 @@ class GenerationEngine(Engine, Protocol):
 
     def generate(self, request_id: str, request: GenerationRequest) -> AsyncGenerator[GenerationDelta]:
         """The answer as it grows; the last delta has a finish reason. Closing it aborts the request."""
+
+
+@runtime_checkable
+class Pushing(Protocol):
+    """A language model whose engine can hand its deltas over within its own step."""
+
+    async def push(self, request_id: str, request: GenerationRequest, take: Take) -> None:
+        """As `generate`, without a task that wakes for every delta: `take` gets them, and must not take long."""
 
 
 class EmbeddingEngine(Engine, Protocol):

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from copy import deepcopy
 from functools import partial
 from typing import Any, cast
@@ -20,11 +21,12 @@ import msgspec
 
 from common.catalogue import Model
 from common.errors import EngineDead, JobFailed, SettingsInvalid
-from workers.engines import vllm_requests
+from workers.engines import vllm_one_process, vllm_requests
 from workers.engines.admission import Admission
 from workers.engines.memory import advice
-from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
+from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest, Take
 from workers.engines.vllm_adapters import lora_arguments, lora_request
+from workers.engines.vllm_push import Handover
 from workers.engines.vllm_requests import EngineOwner, Parsers, Reading
 from workers.engines.vllm_stats import VllmStats
 
@@ -119,6 +121,29 @@ class VllmEngine:
                 self.stats.ended()
                 await outputs.aclose()
 
+    async def push(self, request_id: str, request: GenerationRequest, take: Take) -> None:
+        """As `generate`, with each delta handed to `take` in the step that made it, as long as that returns above 0."""
+        llm = self._llm
+        if not self.alive:
+            raise EngineDead("the vLLM engine is not running")
+        prompt = await self._prompt(llm, request)
+        request = _with_ids(llm, request)
+        if request.resume_ids or self._parsers.reading(request_id, request, prompt["prompt_token_ids"]) is not None:
+            async with aclosing(self.generate(request_id, request)) as deltas:
+                async for delta in deltas:
+                    if take(delta) < 1:
+                        return
+            return
+        prompt_tokens = len(prompt["prompt_token_ids"])
+        try:
+            params = _sampling(llm, request, prompt_tokens, None)
+            collector = await llm.add_request(request_id, prompt, params, **self._how(request, None))
+            await Handover(llm, collector, lambda step: _delta(llm, request, step, prompt_tokens), take).run()
+        except Exception as error:
+            raise self._explained(_translated(error)) from error
+        finally:
+            self.stats.ended()
+
     async def _start(self) -> None:
         prepare(self.model)
         try:
@@ -136,8 +161,14 @@ class VllmEngine:
 
         check(self.model)
         arguments = AsyncEngineArgs(additional_config=self._owner, **engine_arguments(self.model))
+        config = arguments.create_engine_config()
         loggers = [self.stats.logger_class(), *self._stat_loggers]
-        llm = AsyncLLM.from_engine_args(arguments, stat_loggers=loggers)
+        quiet = {
+            "enable_log_requests": arguments.enable_log_requests,
+            "disable_log_stats": arguments.disable_log_stats,
+        }
+        with vllm_one_process.threads(config):
+            llm = AsyncLLM.from_vllm_config(config, stat_loggers=loggers, **quiet)
         self.stats.slim(llm)
         return llm
 
@@ -181,20 +212,13 @@ class VllmEngine:
     ) -> AsyncGenerator[GenerationDelta]:
         prompt_tokens = len(prompt["prompt_token_ids"])
         params = _sampling(llm, request, prompt_tokens, reading)
-        async for output in self._asked(llm, prompt, params, request_id, request, reading):
-            step = output.outputs[0]
-            reason = _reason(step.finish_reason, request)
-            if request.logprobs is None:
-                yield GenerationDelta(step.text, step.token_ids, reason, prompt_tokens)
-            else:
-                yield _with_logprobs(llm, request, step.text, step, reason, prompt_tokens)
+        async for output in llm.generate(prompt, params, request_id, **self._how(request, reading)):
+            yield _delta(llm, request, output.outputs[0], prompt_tokens)
 
-    def _asked(
-        self, llm: Any, prompt: Any, params: Any, request_id: str, request: GenerationRequest, reading: Reading | None
-    ) -> Any:
+    def _how(self, request: GenerationRequest, reading: Reading | None) -> dict[str, Any]:
         lora = lora_request(self.model, request.adapter)
         told = vllm_requests.engine_arguments(request, reading)
-        return llm.generate(prompt, params, request_id, lora_request=lora, priority=request.priority, **told)
+        return {"lora_request": lora, "priority": request.priority, **told}
 
     async def _resume(
         self, llm: Any, request_id: str, prompt: Any, request: GenerationRequest, reading: Reading | None
@@ -222,7 +246,7 @@ class VllmEngine:
         params.detokenize = False
         params.extra_args = {vllm_requests.RESUMED: len(resumed)}
         longer = {**prompt, "prompt_token_ids": prompt["prompt_token_ids"] + resumed}
-        async for output in self._asked(llm, longer, params, request_id, request, reading):
+        async for output in llm.generate(longer, params, request_id, **self._how(request, reading)):
             step = output.outputs[0]
             reason = _reason(step.finish_reason, request)
             detokenizer.update(list(step.token_ids), reason == "stop")
@@ -252,6 +276,7 @@ def engine_arguments(model: Model) -> dict[str, Any]:
         "model": model.weights_path(),
         "max_model_len": model.max_model_len,
         **ARGUMENTS,
+        **vllm_one_process.arguments(model, current_platform.is_cpu()),
         **({"speculative_config": model.speculative_config()} if model.speculative else {}),
         **model.engine_options,
         **lora_arguments(model, current_platform.is_cpu()),
@@ -293,6 +318,13 @@ def _sampling(llm: Any, request: GenerationRequest, prompt_tokens: int, reading:
     )
     vllm_requests.adjust(params, request, reading)
     return params
+
+
+def _delta(llm: Any, request: GenerationRequest, step: Any, prompt_tokens: int) -> GenerationDelta:
+    reason = _reason(step.finish_reason, request)
+    if request.logprobs is None:
+        return GenerationDelta(step.text, step.token_ids, reason, prompt_tokens)
+    return _with_logprobs(llm, request, step.text, step, reason, prompt_tokens)
 
 
 def _with_logprobs(
