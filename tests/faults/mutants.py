@@ -497,7 +497,8 @@ MUTANTS = (
     Mutant(
         "a job is cancelled whoever asks",
         "producer/routes.py",
-        "    await here.results.record(job_id, position=False, owner=who(request).sees)\n    await here.queue.cancel",
+        "    record = await here.results.record(job_id, position=False, owner=who(request).sees)\n"
+        "    await here.audited(request, job_id, record.user)\n    await here.queue.cancel",
         "    await here.queue.cancel",
         TENANTS,
     ),

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import textwrap
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ops import embedded_redis
+from ops import embedded_redis, own_key
 from tests.redis_server import free_port
 
 DEADLINE_S = 20.0
@@ -167,3 +169,26 @@ def redis_pid(url: str) -> int:
         info = client.info("server")
         assert isinstance(info, dict)
         return int(info["process_id"])
+
+
+def test_the_first_start_prints_a_key_that_its_server_takes_and_the_next_one_says_where_it_is(
+    make: Callable[..., Formation],
+) -> None:
+    formation, port = make(), str(free_port())
+    (formation.folder / "Procfile").write_text("web: python -m producer\n")
+    output = formation.folder / "output"
+    formation.start("--redis", "-p", port)
+    wait_until(lambda: "Jarvis is ready" in output.read_text(), "it is ready")
+    key = own_key.read(own_key.kept_in(formation.folder))
+    assert key
+    assert output.read_text().count(key) == 1
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/jobs", headers={"authorization": f"Bearer {key}"})
+    assert urllib.request.urlopen(asked, timeout=5).status == 200
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/jobs", timeout=5)
+    assert formation.end(signal.SIGTERM) == 0
+    formation.start("--redis", "-p", port)
+    wait_until(lambda: "Jarvis is ready" in output.read_text(), "it is ready again")
+    assert key not in output.read_text()
+    assert f"the API key of this machine is in {own_key.kept_in(formation.folder)}" in output.read_text()
+    assert formation.end(signal.SIGTERM) == 0
