@@ -171,6 +171,7 @@ class Batches:
             *(batch_id, encode(asked), asked.input_file_id, int(asked.window_s * 1000), settings.max_batches),
             *(digest, key.fingerprint if key else "", int(settings.idempotency_s * 1000)),
             asked.user,
+            settings.max_owner_batches if asked.api_key else 0,
         )
         try:
             answer, *name = await scripts.run(self.redis, "batch_create", self._prefix, *args)
@@ -180,6 +181,8 @@ class Batches:
             raise NotFound(asked.input_file_id, "file")
         if answer == b"full":
             raise TooMany("unfinished batches", settings.max_batches)
+        if answer == b"full_own":
+            raise TooMany(f"unfinished batches of {asked.user}", settings.max_owner_batches)
         if answer == b"mismatch":
             raise IdempotencyMismatch()
         return str(name[0].decode())

@@ -64,12 +64,15 @@ class Files:
         blob = await self.blobs.store_file(file, keep_s + AFTERWARDS_S)
         record = made(size, filename, purpose, keep_s, blob, owner)
         # When Redis does not answer the content stays until its time is over: the record may be there.
-        kept = await self._run("file_put", *stored(record), self.settings.max_files)
-        if not kept and await self.tidy():
-            kept = await self._run("file_put", *stored(record), self.settings.max_files)
-        if not kept:
+        settings = self.settings
+        # One who has a key leaves room for others; without keys all are one.
+        most = (settings.max_files, 0 if owner == ANONYMOUS else settings.max_owner_files)
+        kept = await self._run("file_put", *stored(record), *most)
+        if kept != 1 and await self.tidy():
+            kept = await self._run("file_put", *stored(record), *most)
+        if kept != 1:
             await self.blobs.remove(blob)
-            raise TooMany("files", self.settings.max_files)
+            raise TooMany("files", most[0]) if kept == 0 else TooMany(f"files of {owner}", most[1])
         return record
 
     async def get(self, file_id: str, owner: str | None = None) -> FileRecord:

@@ -35,6 +35,7 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P batches               zset    every batch's id, which sorts by time
     P batches:of:<owner>    zset    the owner's batches
     P batches:owners        set     who has batches
+    P batches:open:<owner>  set     the owner's unfinished batches
     P batches:due           zset    unfinished batch -> when a process may take it (ms)
     P batches:bell          list    one token when there is a batch to take
     P batches:idem:<digest> string  id and fingerprint of the batch made with this key

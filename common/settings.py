@@ -71,9 +71,11 @@ class Settings(BaseSettings):
     batch_runs: Count = Field(32, description="batches that one process works on at a time; they share batch_jobs")
     max_batches: Count = Field(1_000, description="unfinished batches that are accepted")
     max_batch_lines: Count = Field(50_000, description="most lines of a batch")
+    max_owner_batches: Count = Field(200, description="unfinished batches of one owner, where callers have API keys")
     batch_kept_s: Seconds = Field(30 * 86_400, description="how long a finished batch's record is kept")
     file_kept_s: Seconds = Field(30 * 86_400, description="how long a file is kept that does not say")
     max_files: Count = Field(10_000, description="files that are kept at a time")
+    max_owner_files: Count = Field(2_000, description="files of one owner, where callers have API keys")
 
     # Sizes
     max_file_bytes: Count = Field(200 * 1024 * 1024, description="largest file that may be uploaded")

@@ -38,7 +38,7 @@ def batches(world: World) -> Batches:
 async def a_file(world: World) -> FileRecord:
     """A file that is there."""
     record = made(20, "lines.jsonl", "batch", 3600, "@1/x", "ann")
-    await run(world.redis, "file_put", world.queue.keys.files, *stored(record), 10)
+    await run(world.redis, "file_put", world.queue.keys.files, *stored(record), 10, 0)
     return record
 
 

@@ -280,3 +280,25 @@ async def test_the_list_of_an_owners_jobs_forgets_those_that_are_gone(app: FastA
     await queue.erase(job)
     await queue.trim(prefix)
     assert not await queue.redis.exists(f"{prefix}index:of:ann")
+
+
+async def test_one_owner_leaves_room_for_others(app: FastAPI, tenants: Tenants, settings: Settings) -> None:
+    ann, bob = tenants.clients["ann"], tenants.clients["bob"]
+    own = settings.model_copy(update={"max_owner_files": 2, "max_owner_batches": 1})
+    edge = app.state.edge
+    edge.files.settings = edge.batches.settings = own
+    files = [(await upload(ann, jsonl(line(0)))).json()["id"] for _ in range(2)]
+    refused = await upload(ann, b"x")
+    assert (refused.status_code, "2 files of ann" in refused.text) == (429, True)
+    assert (await upload(bob, b"x")).status_code == 200
+    await ann.delete(f"/v1/files/{files[1]}")
+    assert (await upload(ann, b"x")).status_code == 200
+
+    asked = {"input_file_id": files[0], "endpoint": CHAT, "completion_window": "24h"}
+    first = (await ann.post("/v1/batches", json=asked)).json()["id"]
+    refused = await ann.post("/v1/batches", json=asked)
+    assert (refused.status_code, "1 unfinished batches of ann" in refused.text) == (429, True)
+    async with runner_of(app):
+        await ann.post(f"/v1/batches/{first}/cancel")
+        await ended(ann, first)
+    assert (await ann.post("/v1/batches", json=asked)).status_code == 200
