@@ -8,7 +8,8 @@
 --         Standing is {now (ms), live workers, their slots, loading workers, jobs in progress, waiting jobs of each lane,
 --         users with such jobs in each lane,
 --         pace, factors (flat: class, four numbers), and of some jobs in progress how long they have run and their units}.
---         Exact up to 1,000 jobs of its user and 256 users in its lane; beyond, an estimate from those.
+--         Exact up to 128 waiting jobs, if none comes, none is held, and what they cost is guessed right; beyond, an
+--         estimate from up to 1,000 jobs of its user and 256 users in its lane.
 -- atomic because a place in a moving queue has a meaning only at one moment.
 -- include job.lua
 -- include lanes.lua
@@ -53,20 +54,20 @@ local function own_before(stream, id)
   return math.floor(length / 2), ids
 end
 
--- Jobs of its lane before it: {own, others, units of all of them, whether its user stands behind the lane's first}.
-local function in_lane(lane, me, id, cost, clock)
+-- include order.lua
+
+-- Jobs of its lane before it: its user's own, others, and what all of them need. `time` is where its user stands.
+local function in_lane(lane, me, id, cost, time)
   local key = q .. lane .. ':returned'
   local back = redis.call('LPOS', key, id)
-  if back then return 0, back, units_of_some(redis.call('LRANGE', key, 0, 31), back), 0 end
+  if back then return 0, back, units_of_some(redis.call('LRANGE', key, 0, 31), back) end
   local others = redis.call('LLEN', key)
   local units = units_of_some(redis.call('LRANGE', key, 0, 31), others)
   local own, mine = own_before(stream_of(q, lane, me), id)
   units = units + units_of_some(mine, own)
   local step = cost / owners().share_of(me).weight
-  local time = tonumber(redis.call('ZSCORE', q .. lane .. ':users', me) or
-    redis.call('ZSCORE', q .. lane .. ':aside', me) or clock)
   local users = redis.call('ZRANGE', q .. lane .. ':users', 0, USERS_SEEN - 1, 'WITHSCORES')
-  local first, met = tonumber(users[2] or 0), 0
+  local met = 0
   for i = 1, #users, 2 do
     local user, theirs = users[i], tonumber(users[i + 1])
     if user ~= me then
@@ -86,19 +87,19 @@ local function in_lane(lane, me, id, cost, clock)
   if all > met and met > 0 then
     others, units = math.floor(others * all / met), units * all / met
   end
-  return own, others, units, time >= first + step and 1 or 0
+  return own, others, units
 end
 
 -- Jobs of other lanes that start before number `n` (from 0) of this one: the lanes take turns as in a claim.
 local function beside(lane, n, meta)
   local lanes, credit, left = {}, {}, {}
   local got = {high = 0, normal = 0, low = 0}
-  for i, other in ipairs(LANES) do
-    credit[other], left[other] = tonumber(meta[i] or 0), tonumber(meta[i + 3] or 0)
+  for _, other in ipairs(LANES) do
+    credit[other], left[other] = tonumber(meta['credit:' .. other] or 0), tonumber(meta['depth:' .. other] or 0)
     if other == lane then left[other] = math.max(left[other], n + 1) end
     if left[other] > 0 then append(lanes, other) end
   end
-  local contended = tonumber(meta[#meta] or 0)
+  local contended = tonumber(meta.contended or 0)
   for i = 0, TURNS - 1 do
     if #lanes == 1 then return got end
     local best, total, weights = nil, 0, lane_weights(contended + i)
@@ -131,23 +132,50 @@ local function held(owner)
   return {look_at, most and running >= most and running or 0}
 end
 
+-- Where a user stands in a lane; who is not in the line begins at its clock.
+local function tag_of(lane, user, meta)
+  return tonumber(redis.call('ZSCORE', q .. lane .. ':users', user) or redis.call('ZSCORE', q .. lane .. ':aside', user) or
+    meta['clock:' .. lane] or 0)
+end
+
+-- 1 if a user stands behind the lane's first by a job of his or more.
+local function is_behind(lane, user, cost, meta)
+  local first = tonumber(redis.call('ZRANGE', q .. lane .. ':users', 0, 0, 'WITHSCORES')[2] or 0)
+  return tag_of(lane, user, meta) >= first + cost / owners().share_of(user).weight and 1 or 0
+end
+
+-- An estimate of what `order_until` returns, by what jobs cost on average, and `is_behind`.
+local function roughly(id, lane, user, meta)
+  local cost = guess_of(meta)(0)
+  local own, others, units = in_lane(lane, user, id, cost, tag_of(lane, user, meta))
+  local got = beside(lane, own + others, meta)
+  got[lane] = own + others
+  return got, own, units, is_behind(lane, user, cost, meta)
+end
+
 local function place(meta)
   local job = ARGV[1] ~= '' and redis.call('HMGET', P .. 'job:' .. ARGV[1], 'ticket', 'history', 'eta') or {}
   if not job[1] or code_of(job[2]) ~= 'q' then return {} end
   local ticket = of_ticket(job[1])
-  local lane = ticket.lane
-  local n = #meta
-  local cost = math.max(LEAST_COST, (meta[n - 4] or 0) / math.max(1, meta[n - 5] or 0)) -- of a job, as they come
-  local clocks = {high = meta[n - 3], normal = meta[n - 2], low = meta[n - 1]}
-  local own, others, units, over = in_lane(lane, ticket.user, ARGV[1], cost, tonumber(clocks[lane] or 0))
-  local got, above, below, seen = beside(lane, own + others, meta), 0, 0, false
+  local lane, me = ticket.lane, ticket.user
+  local got, own, units = nil, nil, nil
+  if (meta['depth:high'] or 0) + (meta['depth:normal'] or 0) + (meta['depth:low'] or 0) <= SMALL then
+    got, own, units = order_until(ARGV[1], lane, me, meta)
+  end
+  local over
+  if got then
+    over = is_behind(lane, me, guess_of(meta)(0), meta)
+  else
+    got, own, units, over = roughly(ARGV[1], lane, me, meta)
+  end
+  local above, below, seen = 0, 0, false
   for _, other in ipairs(LANES) do
     if other == lane then seen = true
     elseif seen then below = below + got[other]
     else above = above + got[other] end
   end
-  return {own + others + above + below, own, above, below, math.floor(units), over, ticket.units, job[3] and 1 or 0,
-    held(ticket.user)}
+  return {got.high + got.normal + got.low, own, above, below, math.floor(units), over, ticket.units, job[3] and 1 or 0,
+    held(me)}
 end
 
 -- Slots of live workers. One that helps from elsewhere counts only where the queue has none of its own.
@@ -176,16 +204,18 @@ local function users_in(lane) return redis.call('ZCARD', q .. lane .. ':users') 
 local function standing(meta)
   local workers = redis.call('ZRANGEBYSCORE', q .. 'workers', NOW, '+inf')
   local factors = {}
-  for i, class in ipairs(CLASSES) do
-    if meta[i + 7] then append(factors, class, meta[i + 7]) end
+  for _, class in ipairs(CLASSES) do
+    if meta['eta:' .. class] then append(factors, class, meta['eta:' .. class]) end
   end
+  local depth = {}
+  for _, lane in ipairs(LANES) do append(depth, tonumber(meta['depth:' .. lane] or 0)) end
   return {NOW, #workers, slots_of(workers), redis.call('ZCOUNT', q .. 'loading', NOW, '+inf'),
-    redis.call('ZCARD', q .. 'leases'), tonumber(meta[4] or 0), tonumber(meta[5] or 0), tonumber(meta[6] or 0),
-    users_in('high'), users_in('normal'), users_in('low'), meta[7] or '', factors, running()}
+    redis.call('ZCARD', q .. 'leases'), depth[1], depth[2], depth[3],
+    users_in('high'), users_in('normal'), users_in('low'), meta.runs or '', factors, running()}
 end
 
-local fields = {'credit:high', 'credit:normal', 'credit:low', 'depth:high', 'depth:normal', 'depth:low', 'runs'}
+local fields, meta = {'runs', 'pace:jobs', 'pace:units', 'pace:gpu', 'contended'}, {}
+for _, lane in ipairs(LANES) do append(fields, 'depth:' .. lane, 'credit:' .. lane) append(fields, 'clock:' .. lane) end
 for _, class in ipairs(CLASSES) do append(fields, 'eta:' .. class) end
-for _, field in ipairs({'pace:jobs', 'pace:gpu', 'clock:high', 'clock:normal', 'clock:low', 'contended'}) do append(fields, field) end
-local meta = redis.call('HMGET', q .. 'meta', unpack(fields))
+for i, value in ipairs(redis.call('HMGET', q .. 'meta', unpack(fields))) do meta[fields[i]] = value end
 return {place(meta), standing(meta)}
