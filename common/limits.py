@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -114,8 +115,9 @@ class Left(msgspec.Struct, frozen=True):
         """As Limit's."""
         return f"{self.what}-{self.window_s}s"
 
-    @classmethod
-    def parse(cls, text: str) -> tuple[Left, ...]:
+    @staticmethod
+    @lru_cache(maxsize=256)  # jobs of a key that went to Redis together hear the same
+    def parse(text: str) -> tuple[Left, ...]:
         """Read what `standing_of` in `common/lua/limits.lua` writes."""
         return tuple(_left(*row.split(" ")) for row in text.split(";") if row)
 

@@ -7,6 +7,7 @@ on this machine): nothing that fits is ever refused here, and what slips through
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 THREAD_CHARACTERS = 20_000  # more than this takes longer than 5 ms, so it is counted beside the event loop
 CHARACTERS_PER_TOKEN = 64  # no tokenizer packs more into a token on average; only runs of spaces come near it
+LOOK_EVERY_S = 5.0
 NOT_BYTES = 8  # tokens that a tokenizer adds by itself, at most
 
 
@@ -28,6 +30,7 @@ class Prompts:
 
     def __init__(self) -> None:
         self._tokenizers: dict[str, Tokenizer] = {}
+        self._look_at: dict[str, float] = {}  # when to look again for one that was not there
         # Long prompts wait for each other: together they would take every core from the short ones.
         self._one_long = asyncio.Semaphore(1)
 
@@ -73,7 +76,8 @@ class Prompts:
         characters = sum(map(len, texts))
         if characters > model.max_model_len * CHARACTERS_PER_TOKEN:
             return None
-        if model.alias not in self._tokenizers:
+        if model.alias not in self._tokenizers and time.monotonic() >= self._look_at.get(model.alias, 0.0):
+            self._look_at[model.alias] = time.monotonic() + LOOK_EVERY_S
             async with self._one_long:
                 await asyncio.to_thread(self._load, model)
         tokenizer = self._tokenizers.get(model.alias)

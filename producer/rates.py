@@ -7,8 +7,8 @@ those that OpenAI's clients read, of one window each: the one with the least lef
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from contextvars import ContextVar
+from functools import lru_cache
 
 from common.errors import LimitReached
 from common.limits import Left
@@ -17,49 +17,53 @@ from common.limits import Left
 UNITS = {"tokens": "tokens", "audio_seconds": "audio-seconds", "cost": "cost-micros"}
 
 
+Headers = list[tuple[bytes, bytes]]
+
+
 class Standing:
     """What is known of the limits at the end of one request; several jobs of it leave what is least."""
 
     def __init__(self) -> None:
-        self.limits: dict[str, Left] = {}
+        self.limits: tuple[Left, ...] = ()
         self.refused: LimitReached | None = None
 
-    def note(self, limits: Iterable[Left]) -> None:
+    def note(self, limits: tuple[Left, ...]) -> None:
         """Learn how the limits stand after one job."""
-        for one in limits:
-            known = self.limits.get(one.name)
-            if known is None or one.left <= known.left:
-                self.limits[one.name] = one
+        if not self.limits:
+            self.limits = limits
+        elif limits != self.limits:
+            least = {one.name: one for one in self.limits}
+            least |= {one.name: one for one in limits if one.name not in least or one.left <= least[one.name].left}
+            self.limits = tuple(least.values())
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
+    def headers(self) -> Headers:
         """The headers of the answer; none for who has no limits."""
         if not self.limits:
             return []
-        every = self.limits.values()
-        out = {
-            "ratelimit-policy": ", ".join(map(_policy, every)),
-            "ratelimit": ", ".join(
-                f'"{one.name}";r={_whole(one.what, one.left)};t={self._reset_s(one)}' for one in every
-            ),
-        }
-        for what in ("requests", "tokens"):
-            some = [one for one in every if one.what == what]
-            if some:
-                least = min(some, key=lambda one: (one.left, -one.reset_ms))
-                out[f"x-ratelimit-limit-{what}"] = f"{least.amount:.0f}"
-                out[f"x-ratelimit-remaining-{what}"] = f"{least.left:.0f}"
-                out[f"x-ratelimit-reset-{what}"] = duration(least.reset_ms)
-        return [(name.encode(), value.encode()) for name, value in out.items()]
+        return _headers(self.limits, self.refused.retry_after_s if self.refused else None)
 
-    def _left(self, one: Left) -> str:
-        return f'"{one.name}";r={_whole(one.what, one.left)};t={self._reset_s(one)}'
 
-    def _reset_s(self, one: Left) -> int:
-        # The draft wants no Retry-After that is earlier than this.
-        reset_s = math.ceil(one.reset_ms / 1000)
-        if self.refused is None or self.refused.retry_after_s is None:
-            return reset_s
-        return min(reset_s, math.ceil(self.refused.retry_after_s))
+@lru_cache(maxsize=256)  # requests that went to Redis together hear the same
+def _headers(limits: tuple[Left, ...], retry_after_s: float | None) -> Headers:
+    out = {
+        "ratelimit-policy": ", ".join(map(_policy, limits)),
+        "ratelimit": ", ".join(_left(one, retry_after_s) for one in limits),
+    }
+    for what in ("requests", "tokens"):
+        some = [one for one in limits if one.what == what]
+        if some:
+            least = min(some, key=lambda one: (one.left, -one.reset_ms))
+            out[f"x-ratelimit-limit-{what}"] = f"{least.amount:.0f}"
+            out[f"x-ratelimit-remaining-{what}"] = f"{least.left:.0f}"
+            out[f"x-ratelimit-reset-{what}"] = duration(least.reset_ms)
+    return [(name.encode(), value.encode()) for name, value in out.items()]
+
+
+def _left(one: Left, retry_after_s: float | None) -> str:
+    reset_s = math.ceil(one.reset_ms / 1000)
+    if retry_after_s is not None:  # the draft wants none that is earlier than this
+        reset_s = min(reset_s, math.ceil(retry_after_s))
+    return f'"{one.name}";r={_whole(one.what, one.left)};t={reset_s}'
 
 
 _standing: ContextVar[Standing | None] = ContextVar("standing", default=None)
@@ -72,7 +76,7 @@ def watch() -> Standing:
     return standing
 
 
-def note(limits: Iterable[Left]) -> None:
+def note(limits: tuple[Left, ...]) -> None:
     """The queue has said how the limits stand."""
     if standing := _standing.get():
         standing.note(limits)

@@ -42,21 +42,23 @@ local function buckets_of(subject, limits)
     local bucket = known[name] or {used = 0, held = 0, since = 0, share = 0}
     bucket.name, bucket.what, bucket.burst, bucket.rate = name, limit[1], limit[4], limit[2] / limit[3]
     if kept then drain(bucket, math.max(0, NOW_US - at) / 1000 * bucket.rate) end
-    found[i] = bucket
+    found[i], found[name] = bucket, bucket
   end
   return found
 end
 
 local function hold(bucket, amount)
-  if bucket.held == 0 then bucket.since, bucket.share = NOW_US, 0 end
+  if bucket.held == 0 then bucket.since, bucket.share, bucket.tail = NOW_US, 0, nil end
   bucket.held = bucket.held + amount
+  -- Nothing drains while a script runs, so that all jobs of a call have this in common.
+  bucket.tail = bucket.tail or string.format(' %d %.12g', bucket.since, bucket.share)
 end
 
 -- Take what is needed (by what it is) from all limits, or from none. Returns nothing when it was taken; else how long
 -- until all of it fits (ms; -1: never, it is more than the burst), and the numbers of the limits in the way.
 -- What is `held` (by what it is) is to be settled later.
 local function take_from(subject, limits, needs, held)
-  local buckets, wait, violated = buckets_of(subject, limits), 0, {}
+  local buckets, wait, violated = buckets_of(subject, limits), 0, nil
   for i, bucket in ipairs(buckets) do
     local need = needs[bucket.what] or 0
     local over = bucket.used + bucket.held + need - bucket.burst
@@ -65,14 +67,15 @@ local function take_from(subject, limits, needs, held)
       append(violated, i)
     elseif need > 0 and over > bucket.burst * 1e-9 and wait >= 0 then -- what rounding adds up to is not over
       wait = math.max(wait, math.ceil(over / bucket.rate - 1e-6))
+      violated = violated or {}
       append(violated, i)
     end
   end
-  if #violated > 0 then return wait, violated end
+  if violated then return wait, violated end
+  buckets.changed = true
   for _, bucket in ipairs(buckets) do
     local need = needs[bucket.what] or 0
     if need > 0 then
-      buckets.changed = true
       if held[bucket.what] then hold(bucket, need) else bucket.used = bucket.used + need end
     end
   end
@@ -83,9 +86,7 @@ local function held_of(subject, needs, held)
   local out = {}
   for _, bucket in ipairs(subjects[subject]) do
     local need = needs[bucket.what] or 0
-    if need > 0 and held[bucket.what] then
-      append(out, string.format('%s %.17g %d %.17g', bucket.name, need, bucket.since, bucket.share))
-    end
+    if need > 0 and held[bucket.what] then append(out, bucket.name .. ' ' .. need .. bucket.tail) end
   end
   return table.concat(out, ' ')
 end
@@ -95,16 +96,15 @@ end
 local function settle(subject, limits, held, used)
   local buckets = buckets_of(subject, limits)
   for name, taken, since, share in string.gmatch(held, '(%S+) (%S+) (%S+) (%S+)') do
-    for _, bucket in ipairs(buckets) do
-      if bucket.name == name then
-        local left = 0
-        if bucket.held > 0 and bucket.since == tonumber(since) then
-          left = math.min(bucket.held, taken * math.exp(bucket.share - share))
-        end
-        bucket.held = bucket.held - left
-        bucket.used = bucket.used + math.max(0, left + (used[bucket.what] or taken) - taken)
-        buckets.changed = true
+    local bucket = buckets[name]
+    if bucket then
+      local left = 0
+      if bucket.held > 0 and bucket.since == tonumber(since) then
+        left = math.min(bucket.held, taken * math.exp(bucket.share - share))
       end
+      bucket.held = bucket.held - left
+      bucket.used = bucket.used + math.max(0, left + (used[bucket.what] or taken) - taken)
+      buckets.changed = true
     end
   end
 end

@@ -71,14 +71,17 @@ end
 
 -- How many jobs of a key wait. At the bound it looks whether some of them do so no more: of a record that is gone
 -- (Redis lost data), or that a person removed, nobody will tell.
+local counted = {}
 local function waiting_of(api_key, most)
   local key = P .. 'waits:' .. api_key
-  local n = redis.call('SCARD', key)
-  if n < most then return n end
-  for _, id in ipairs(redis.call('SRANDMEMBER', key, 20)) do
-    local history = redis.call('HGET', P .. 'job:' .. id, 'history')
-    if not history or not string.find('sq', code_of(history), 1, true) then n = n - redis.call('SREM', key, id) end
+  local n = counted[api_key] or redis.call('SCARD', key)
+  if n >= most then
+    for _, id in ipairs(redis.call('SRANDMEMBER', key, 20)) do
+      local history = redis.call('HGET', P .. 'job:' .. id, 'history')
+      if not history or not string.find('sq', code_of(history), 1, true) then n = n - redis.call('SREM', key, id) end
+    end
   end
+  counted[api_key] = n
   return n
 end
 
@@ -118,7 +121,10 @@ local function accept(i)
     local why
     why, held = stopped_at(door, i, queue, api_key)
     if why then return why end
-    if door.waiting then redis.call('SADD', P .. 'waits:' .. api_key, id) end
+    if door.waiting then
+      counted[api_key] = counted[api_key] + 1
+      wait_on(id, api_key)
+    end
   end
   depth.n = depth.n + 1
 
@@ -155,11 +161,15 @@ local function accept(i)
   return {'new', id, step, depth.n - 1, own or -1}
 end
 
-for i = 6, #ARGV, 19 do
-  local answer = accept(i)
-  local door = door_of(ARGV[i + 17])
-  if door and door.limits then append(answer, standing_of('k:' .. ARGV[i + 17], door.limits)) end
-  append(answers, answer)
+for i = 6, #ARGV, 19 do append(answers, accept(i)) end
+local standings = {} -- all jobs of a key in one call hear the same, which is the latest
+for i, answer in ipairs(answers) do
+  local api_key = ARGV[19 * i + 4]
+  local door = door_of(api_key)
+  if door and door.limits then
+    standings[api_key] = standings[api_key] or standing_of('k:' .. api_key, door.limits)
+    append(answer, standings[api_key])
+  end
 end
 if #expiry > 0 then redis.call('ZADD', P .. 'expiry', unpack(expiry)) end
 events = {} -- nobody can follow a job whose id nobody has yet, and who comes later reads the job first

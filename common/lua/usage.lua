@@ -1,6 +1,6 @@
 -- usage.lua: what ended jobs have used, by key, model and day, and what that gives back of their keys' limits.
 -- Included by job.lua. `P usage:<days since 1970>` has a field for each sum: `<what> <key or -> <model> <owner>`.
-local sums, policies, gone_on = {}, {}, {}
+local sums, policies = {}, {}
 
 local function use(who, what, by)
   local field = what .. who
@@ -17,16 +17,30 @@ local function door_of(api_key)
 end
 
 -- Jobs that wait, of keys that may have only so many: `P waits:<key>` is the set of their ids. A set cannot drift like
--- a number: what is put in or taken out twice changes nothing.
+-- a number: what is put in or taken out twice changes nothing. Both are done once a call; whatever leaves in a call that
+-- it came in leaves for good.
+local waits, waits_no_more = {}, {}
+
+local function gather(lists, api_key, id)
+  lists[api_key] = lists[api_key] or {}
+  append(lists[api_key], id)
+end
+
 local function wait_on(id, api_key)
   local door = door_of(api_key)
-  if door and door.waiting then redis.call('SADD', P .. 'waits:' .. api_key, id) end
+  if door and door.waiting then gather(waits, api_key, id) end
 end
 
 local function wait_no_more(id, api_key)
-  if api_key == '' then return end
-  gone_on[api_key] = gone_on[api_key] or {}
-  append(gone_on[api_key], id)
+  if api_key ~= '' then gather(waits_no_more, api_key, id) end
+end
+
+local function keep_waits(command, lists)
+  for api_key, ids in pairs(lists) do
+    for first = 1, #ids, 2000 do
+      redis.call(command, P .. 'waits:' .. api_key, unpack(ids, first, math.min(first + 1999, #ids)))
+    end
+  end
 end
 
 -- Whose a job is, as that stands in the sums; its key; what is held for it of the key's limits. Asked twice at most, one
@@ -77,9 +91,8 @@ end
 local function count_gpu(id, ms) use(whose(id).name, 'gpu_ms', ms) end
 
 local function keep_usage()
-  for api_key, ids in pairs(gone_on) do
-    for first = 1, #ids, 2000 do redis.call('SREM', P .. 'waits:' .. api_key, unpack(ids, first, math.min(first + 1999, #ids))) end
-  end
+  keep_waits('SADD', waits)
+  keep_waits('SREM', waits_no_more)
   local key, fresh = P .. 'usage:' .. string.format('%d', math.floor(NOW / 86400000)), false
   for field, by in pairs(sums) do
     if redis.call('HINCRBY', key, field, string.format('%d', by)) == by then fresh = true end

@@ -19,6 +19,7 @@ from ops.bench import (
     flat,
     generation,
     latency,
+    limits,
     machine,
     quantization,
     queues,
@@ -35,6 +36,10 @@ BENCHMARKS: dict[str, tuple[Any, str]] = {
     "latency": (latency, "one job when idle, 50 ms jobs on 10 slots, and what idling costs"),
     "submit": (submit, "requests/s of one web process beside a bare FastAPI route; batched submits"),
     "flat": (flat, "the cost of a job with 1,000 to 1,000,000 waiting; memory a job, and what is left of it"),
+    "limits": (
+        limits,
+        "a job without a key, with one, with limits; others' p99 beside a key that is over its limit",
+    ),
     "fault": (
         fault,
         "SIGKILL to the worker in the middle: seconds until its jobs run again, jobs lost, jobs run twice",

@@ -25,12 +25,24 @@ class Load:
     times_ms: list[float]
 
 
-async def press(port: int, path: str, body: bytes, callers: int, seconds: float) -> Load:
-    """Keep so many requests in flight for some seconds; BenchFailed at the first answer that is not 202."""
+async def press(
+    port: int,
+    path: str,
+    body: bytes,
+    callers: int,
+    seconds: float,
+    headers: str = "",
+    status: int = 202,
+    pause_s: float = 0.0,
+) -> Load:
+    """Keep so many requests in flight for some seconds; BenchFailed at the first answer that is not 202 (`status`).
+
+    With a pause each caller rests so long between an answer and its next request.
+    """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
-    request = _request(port, path, body)
-    connections = [_Caller(request, ended) for _ in range(callers)]
+    request = _request(port, path, body, headers)
+    connections = [_Caller(request, ended, f"HTTP/1.1 {status}".encode(), pause_s) for _ in range(callers)]
     for one in connections:
         await loop.create_connection(lambda one=one: one, "127.0.0.1", port)  # type: ignore[misc]
     started, cpu = time.perf_counter(), time.process_time()
@@ -48,14 +60,16 @@ async def press(port: int, path: str, body: bytes, callers: int, seconds: float)
     return Load(len(times), took, 100 * used / took, times)
 
 
-def _request(port: int, path: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
+def _request(port: int, path: str, body: bytes, headers: str) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n{headers}"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 class _Caller(asyncio.Protocol):
-    def __init__(self, request: bytes, ended: asyncio.Future[None]) -> None:
+    def __init__(self, request: bytes, ended: asyncio.Future[None], good: bytes, pause_s: float) -> None:
         self.times_ms: list[float] = []
+        self._good = good
+        self._pause_s = pause_s
         self._request = request
         self._ended = ended
         self._received = b""
@@ -65,6 +79,8 @@ class _Caller(asyncio.Protocol):
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
 
     def send(self) -> None:
+        if self._transport.is_closing():
+            return
         self._sent = time.perf_counter()
         self._transport.write(self._request)
 
@@ -77,11 +93,14 @@ class _Caller(asyncio.Protocol):
         if head_end < 0 or len(self._received) < head_end + 4 + _length(self._received[:head_end]):
             return
         answer, self._received = self._received, b""
-        if not answer.startswith(b"HTTP/1.1 202"):
+        if not answer.startswith(self._good):
             self._fail(f"answered {answer[:1000].decode(errors='replace')}")
             return
         self.times_ms.append(1000 * (time.perf_counter() - self._sent))
-        self.send()
+        if self._pause_s:
+            asyncio.get_running_loop().call_later(self._pause_s, self.send)
+        else:
+            self.send()
 
     def connection_lost(self, error: Exception | None) -> None:
         if error is not None:

@@ -60,7 +60,7 @@ async def test_a_key_gets_its_burst_at_once_and_no_request_more(world: World) ->
     accepted = [one for one in answers if isinstance(one, Submitted)]
     over = [one for one in answers if isinstance(one, LimitReached)]
     assert (len(accepted), len(over)) == (10, 190)
-    assert [one.limits[0].left for one in accepted] == list(range(9, -1, -1))
+    assert {one.limits[0].left for one in accepted} == {0}
     assert all(one.violated == ("requests-60s",) and one.retry_after_s == pytest.approx(1, abs=0.01) for one in over)
     assert over[0].limits == (Left("requests", 60, 60, 0, 10_000),)
     assert over[0].retryable

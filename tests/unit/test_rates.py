@@ -53,18 +53,18 @@ def test_no_reset_is_later_than_a_retry_after() -> None:
 def test_of_several_jobs_what_is_least_is_told() -> None:
     standing = rates.Standing()
     for left in (5, 3, 4):
-        standing.note([Left("requests", 60, 10, left, 1000)])
-    assert standing.limits["requests-60s"].left == 3
+        standing.note((Left("requests", 60, 10, left, 1000),))
+    assert [one.left for one in standing.limits] == [3]
 
 
 async def test_what_a_requests_tasks_learn_is_the_requests_own() -> None:
-    async def request(*limits: Left) -> dict[str, Left]:
+    async def request(*limits: Left) -> set[str]:
         standing = rates.watch()
-        await asyncio.gather(*(asyncio.to_thread(rates.note, [one]) for one in limits))
-        return standing.limits
+        await asyncio.gather(*(asyncio.to_thread(rates.note, (one,)) for one in limits))
+        return {one.name for one in standing.limits}
 
     first, second = await asyncio.gather(request(REQUESTS, TOKENS), request(COST))
-    assert (set(first), set(second)) == ({"requests-3600s", "tokens-60s"}, {"cost-86400s"})
+    assert (first, second) == ({"requests-3600s", "tokens-60s"}, {"cost-86400s"})
 
 
 @pytest.mark.parametrize(
