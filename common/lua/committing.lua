@@ -5,6 +5,7 @@ local OUTCOMES = {completed = 'c', incomplete = 'i', failed = 'f', retry = 's', 
 local answers, leases, closed = {}, {}, {}
 local measured = {jobs = 0, units = 0, gpu = 0} -- of the runs of this call that ended with a result
 local foretold -- when the job at hand was to end, if anybody was told
+local ticket_of, model_of, held_for -- of the job at hand: its ticket, another model than the queue's, what is held for it
 
 local function stop(id, code, history, step, number, body, usage)
   local key, field = JOB .. id, code == 'f' and 'error' or 'result'
@@ -14,7 +15,7 @@ local function stop(id, code, history, step, number, body, usage)
   else
     redis.call('HSET', key, 'history', after, field, body)
   end
-  account(id, code, history, usage)
+  account(id, code, history, usage, ticket_of, model_of, held_for)
   tell(id, code, history)
   redis.call('PEXPIRE', key, RETENTION_MS, 'NX') -- a record that must be kept longer has its end already
   if #history > 31 or number ~= '3' then -- it has, or may have, token events
@@ -79,16 +80,16 @@ local function commit(i)
   local held, number, body, extra, gpu_ms = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
   local id, step = of_lease(held)
   local code = OUTCOMES[ARGV[i + 1]]
-  local job = redis.call('HMGET', JOB .. id, 'history', 'ticket', 'eta', 'charged')
+  local job = redis.call('HMGET', JOB .. id, 'history', 'ticket', 'eta', 'charged', 'model', 'held')
   local history, charged = job[1], job[4]
-  foretold = job[3]
+  foretold, ticket_of, model_of, held_for = job[3], job[2], job[5], job[6]
   if not history or not is_last(history, step) then
     return history and is_mine(id, history, step) and 'mine' or 'lost'
   end
   append(leases, held)
   if gpu_ms ~= '0' then
     redis.call('HINCRBY', JOB .. id, 'gpu_ms', gpu_ms)
-    count_gpu(id, tonumber(gpu_ms))
+    use(who_of(ticket_of, model_of), 'gpu_ms', tonumber(gpu_ms))
   end
   if code == 'q' then
     local ticket = of_ticket(job[2])

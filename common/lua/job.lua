@@ -216,7 +216,7 @@ end
 -- With `by_now` only if its time to live has ended; `read`: its entry was taken from the stream already.
 local function end_job(id, code, reason, message, retention_ms, by_now, read)
   local key = P .. 'job:' .. id
-  local job = redis.call('HMGET', key, 'ticket', 'history', 'worker', 'charged')
+  local job = redis.call('HMGET', key, 'ticket', 'history', 'worker', 'charged', 'model', 'held')
   if not job[1] then return false end
   local ticket, history = of_ticket(job[1]), job[2]
   local before = code_of(history)
@@ -239,7 +239,7 @@ local function end_job(id, code, reason, message, retention_ms, by_now, read)
   redis.call('HSET', key, 'history', (move(id, q, history, code, next_number(id, history))),
     'error', cjson.encode({code = reason, message = message}))
   if before ~= 'p' then wait_no_more(id, ticket.api_key) end
-  account(id, code, history, '')
+  account(id, code, history, '', job[1], job[5], job[6])
   tell(id, code, history)
   close(id, retention_ms)
   return STATES[before]

@@ -1,11 +1,8 @@
 -- usage.lua: what ended jobs have used, by key, model and day, and what that gives back of their keys' limits.
 -- Included by job.lua. `P usage:<days since 1970>` has a field for each sum: `<what> <key or -> <model> <owner>`.
-local sums, policies = {}, {}
+local whose, policies = {}, {}
 
-local function use(who, what, by)
-  local field = what .. who
-  sums[field] = (sums[field] or 0) + by
-end
+local function use(who, what, by) who.sums[what] = (who.sums[what] or 0) + by end
 
 -- A key's limits at the door, or false.
 local function door_of(api_key)
@@ -43,59 +40,62 @@ local function keep_waits(command, lists)
   end
 end
 
--- Whose a job is, as that stands in the sums; its key; what is held for it of the key's limits. Asked twice at most, one
--- job after the other. The model is the one that was asked for.
-local whose_id, whose_it
-local function whose(id)
-  if whose_id == id then return whose_it end
-  local job = redis.call('HMGET', P .. 'job:' .. id, 'ticket', 'model', 'held')
-  local api_key, queue, user = string.match(job[1], '^%d+ %d+ %d+ %d+ %d+ %l%d*,?(%w*) (%S+) (.*)$')
-  local model = job[2] or string.match(queue, ':(.+)')
-  whose_id = id
-  whose_it = {api_key = api_key, held = job[3],
-    name = ' ' .. (api_key == '' and '-' or api_key) .. ' ' .. model .. ' ' .. user}
-  return whose_it
+-- Whose a job is, with the sums of this call: of its ticket, and of the model that was asked for when that is not the
+-- queue's. Jobs of one call are mostly of few.
+local function who_of(ticket, model)
+  local tail = string.match(ticket, '^%d+ %d+ %d+ %d+ %d+ %l%d*(.*)$')
+  local name = model and tail .. '\n' .. model or tail
+  local who = whose[name]
+  if not who then
+    local api_key, queue, user = string.match(tail, '^,?(%w*) (%S+) (.*)$')
+    who = {api_key = api_key, sums = {}}
+    who.name = ' ' .. (api_key == '' and '-' or api_key) .. ' ' .. (model or string.match(queue, ':(.+)')) .. ' ' .. user
+    whose[name] = who
+  end
+  return who
 end
 
 -- What a job's usage (JSON) says, by what limits are in.
 local function used_of(who, usage)
-  local prompt = string.match(usage, '"prompt_tokens":(%d+)')
-  local completion = string.match(usage, '"completion_tokens":(%d+)')
-  local seconds = string.match(usage, '"audio_seconds":([%d.]+)')
-  local micros, currency = string.match(usage, '"cost_micros":(%d+),"cost_currency":"(%u+)"')
-  if prompt then use(who, 'prompt_tokens', tonumber(prompt)) end
-  if completion then use(who, 'completion_tokens', tonumber(completion)) end
-  if seconds then use(who, 'audio_seconds', math.ceil(seconds)) end
-  if micros then use(who, 'cost:' .. currency, tonumber(micros)) end
+  local told = {}
+  for name, n in string.gmatch(usage, '"(%l[%l_]+)":(%d+)') do told[name] = tonumber(n) end
+  local prompt, completion, seconds = told.prompt_tokens, told.completion_tokens, told.audio_seconds
+  if prompt then use(who, 'prompt_tokens', prompt) end
+  if completion then use(who, 'completion_tokens', completion) end
+  if seconds then use(who, 'audio_seconds', seconds) end
   local tokens = (prompt or completion) and (prompt or 0) + (completion or 0) or nil
-  local cost = micros and micros / 1000000 or (tokens or seconds) and 0 or nil -- what has no price costs nothing
-  return {tokens = tokens, audio_seconds = tonumber(seconds), cost = cost}
+  local cost = (tokens or seconds) and 0 or nil -- what has no price costs nothing
+  if told.cost_micros then
+    use(who, 'cost:' .. string.match(usage, '"cost_currency":"(%u+)"'), told.cost_micros)
+    cost = told.cost_micros / 1000000
+  end
+  return {tokens = tokens, audio_seconds = seconds, cost = cost}
 end
 
--- Count a job that has just ended, once: with its end, in the same script. `usage` is '' when it has no result.
-local function account(id, code, history, usage)
-  local job = whose(id)
-  use(job.name, STATES[code], 1)
-  local used = usage ~= '' and used_of(job.name, usage)
-  local door = job.held and door_of(job.api_key)
+-- Count a job that has just ended, once: with its end, in the same script. `usage` is '' when it has no result; ticket,
+-- model and held are the record's.
+local function account(id, code, history, usage, ticket, model, held)
+  local who = who_of(ticket, model)
+  use(who, STATES[code], 1)
+  local used = usage ~= '' and used_of(who, usage)
+  local door = held and door_of(who.api_key)
   if not door then return end
   -- Of a run that was stopped, or broke off in the middle of its answer, nobody knows what it took: then all that was
   -- held for it counts, or stopping a stream just before its end would cost nothing.
   if not used and code_of(history) == 'p' and (code ~= 'f' or redis.call('EXISTS', P .. 'tokens:' .. id) == 1) then
     used = {}
   end
-  settle('k:' .. job.api_key, door.limits or {}, job.held, used or {tokens = 0, audio_seconds = 0, cost = 0})
+  settle('k:' .. who.api_key, door.limits or {}, held, used or {tokens = 0, audio_seconds = 0, cost = 0})
 end
-
--- Time that a run has kept a GPU busy, however it ended.
-local function count_gpu(id, ms) use(whose(id).name, 'gpu_ms', ms) end
 
 local function keep_usage()
   keep_waits('SADD', waits)
   keep_waits('SREM', waits_no_more)
   local key, fresh = P .. 'usage:' .. string.format('%d', math.floor(NOW / 86400000)), false
-  for field, by in pairs(sums) do
-    if redis.call('HINCRBY', key, field, string.format('%d', by)) == by then fresh = true end
+  for _, who in pairs(whose) do
+    for what, by in pairs(who.sums) do
+      if redis.call('HINCRBY', key, what .. who.name, by) == by then fresh = true end
+    end
   end
   if not fresh then return end
   redis.call('PEXPIRE', key, redis.call('HGET', P .. 'ordinary', 'usage_ms') or 34560000000, 'NX')
