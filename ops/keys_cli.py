@@ -50,7 +50,9 @@ Answer = TypeVar("Answer")
 def create(
     name: Annotated[str, typer.Option(help="What you call it.")],
     tier: Annotated[str, typer.Option(help="free, premium, custom, or another of JARVIS_TIERS.")],
-    owner: Annotated[str | None, typer.Option(help="Whose jobs its jobs are.  [default: the name]")] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Whose jobs its jobs are; keys of one owner see the same.  [default: the name]")
+    ] = None,
     limit: Limits = None,
     scope: Annotated[
         list[str] | None, typer.Option(help="jobs, admin, metrics; may be repeated.  [default: jobs]")

@@ -40,7 +40,8 @@ An inference queue for people who own GPUs: every call to a model is a durable, 
 
 A job that was answered with 202 is kept, whichever process dies. Errors are problem details (RFC 9457) that
 name the field; `x-should-retry` says whether the same request can succeed later, `retry-after` (seconds) and
-`retry-after-ms` say when.
+`retry-after-ms` say when. From a server's first API key on every call needs one and sees what is its owner's
+alone: another owner's thing is a 404, as one that never was.
 """
 
 

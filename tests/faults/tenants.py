@@ -142,7 +142,13 @@ class Prober:
         return took, response.status_code, response.text.replace(thing, "ID")
 
     async def differences(self, address: Address, theirs: str, nobodys: str) -> list[str]:
-        """What tells the two apart; nothing may."""
+        """What tells the two apart; nothing may. A time that differs is taken again: others use this machine too."""
+        found, apart = await self._apart(address, theirs, nobodys)
+        if apart > SLACK_S:
+            found, apart = await self._apart(address, theirs, nobodys)
+        return found + ([f"{address}: {apart * 1000:.1f} ms apart"] if apart > SLACK_S else [])
+
+    async def _apart(self, address: Address, theirs: str, nobodys: str) -> tuple[list[str], float]:
         took: tuple[list[float], list[float]] = ([], [])
         answers: tuple[set[tuple[int, str]], set[tuple[int, str]]] = (set(), set())
         for _ in range(TRIES):
@@ -153,5 +159,4 @@ class Prober:
         found = [f"{address}: {answers[0]} and {answers[1]}"] if answers[0] != answers[1] else []
         if {status for status, _ in answers[0]} != {404}:
             found.append(f"{address}: {answers[0]} is no 404")
-        apart = abs(statistics.median(took[0]) - statistics.median(took[1]))
-        return found + ([f"{address}: {apart * 1000:.1f} ms apart"] if apart > SLACK_S else [])
+        return found, abs(statistics.median(took[0]) - statistics.median(took[1]))
