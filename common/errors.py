@@ -14,6 +14,7 @@
     │   ├── NoKey               404  no such API key
     │   └── ResponseNotFound    404  no such response
     ├── NotAllowedNow           409  the job's state does not allow this
+    │   └── ConversationBusy    409  another job of the conversation has not ended
     ├── IdempotencyMismatch     422  the key was used with another request
     ├── QueueFull               429  the queue's bound is reached
     ├── LimitReached            429  the API key has used up a limit
@@ -151,6 +152,17 @@ class NotAllowedNow(JarvisError):
         self.job_id = job_id
         self.state = state
         super().__init__(f"{what} {job_id} is {state}: {action} is not allowed")
+
+
+class ConversationBusy(NotAllowedNow):
+    """Another job of this conversation has not ended, and the new one was not to wait for it."""
+
+    field = "conversation"
+
+    def __init__(self, key: str, job_id: str) -> None:
+        self.job_id = job_id
+        self.state = "unfinished"
+        JarvisError.__init__(self, f"conversation {shown(key)} has an unfinished job, {job_id}; its mode is reject")
 
 
 class IdempotencyMismatch(JarvisError):

@@ -24,6 +24,13 @@ LANES: tuple[Priority, ...] = ("high", "normal", "low")
 Usage = dict[str, int | str]
 
 
+class Conversation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a job's user calls the conversation that it is a turn of, and what becomes of the turns before it."""
+
+    key: str
+    mode: Literal["enqueue", "reject", "cancel_previous"] = "enqueue"
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a caller asks for; checked at the edge before it gets here."""
 
@@ -46,6 +53,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     function: str = ""  # the job function, when it is not named like the kind (a worker's cron jobs)
     base: str = ""  # the model whose workers run it, when `model` is an adapter of it
     keep_s: float | None = None  # its record and result are kept so long from the submit, whatever their retention
+    conversation: Conversation | None = None  # its turns run one after another
     hook: Hook | None = None  # where its end is told, and as what
     front: dict[str, Any] = {}  # what the address that it came through will want to tell of it; no worker reads this
 

@@ -24,6 +24,7 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P held:<owner>          set     `<lane> <queue>` where he has work
     P running:<owner>       set     his jobs in progress (short ids), while he is bounded
     P spent:<owner>         hash    `<what>:<window>` -> when his limit will be all free again (ms)
+    P conversation:<user>:<key> list  its unfinished jobs in order (short ids); the first has its turn
     P queues                set     queues that have ever been used
     P readers               zset    id -> until when somebody reads its events as they come (ms)
     P file:<id>             string  a file's record (JSON); its content is in the blob store

@@ -23,6 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from common import scripts
 from common.blobs import Blobs
 from common.errors import (
+    ConversationBusy,
     IdempotencyMismatch,
     JarvisError,
     JobFailed,
@@ -32,7 +33,19 @@ from common.errors import (
     QueueFull,
     StoreUnavailable,
 )
-from common.jobs import ClaimedJob, JobError, JobResult, JobSpec, Submitted, Ticket, Work, decode, encode, parse_history
+from common.jobs import (
+    ClaimedJob,
+    Conversation,
+    JobError,
+    JobResult,
+    JobSpec,
+    Submitted,
+    Ticket,
+    Work,
+    decode,
+    encode,
+    parse_history,
+)
 from common.keys import Keys, new_job_id
 from common.limits import Left
 from common.settings import Settings
@@ -214,7 +227,8 @@ class Queue:
         settings = self.settings
         ordinary_ms = int(settings.default_ttl_s * 1000)
         usage_ms = settings.usage_kept_days * 86_400_000
-        head = (int(settings.idempotency_s * 1000), settings.max_depth, settings.events_kept, ordinary_ms, usage_ms)
+        bounds = settings.max_depth, settings.events_kept
+        head = (int(settings.idempotency_s * 1000), *bounds, ordinary_ms, usage_ms, self._retention_ms)
         try:
             return await scripts.run(self.redis, "submit", prefix, *head, *args)  # type: ignore[no-any-return]
         except UNAVAILABLE as error:
@@ -259,6 +273,7 @@ class Queue:
             spec.units,
             spec.api_key,
             spec.cost_micros,
+            spec.conversation.mode[0] + spec.conversation.key if spec.conversation else "",
         ]
 
     async def cancel(self, job_id: str) -> None:
@@ -295,9 +310,9 @@ class Queue:
         Terminal states never change, so the old record stays. Raises NotFound, NotAllowedNow.
         """
         prefix = self._of(job_id)
-        fields = "ticket", "history", "work", "metadata", "hook", "held"
+        fields = "ticket", "history", "work", "metadata", "hook", "held", "conversation"
         call = scripts.execute(self.redis, "HMGET", f"{prefix}job:{job_id}", *fields)
-        found, history, work_bytes, metadata, hook, held = await self._call(call)
+        found, history, work_bytes, metadata, hook, held, conversation = await self._call(call)
         if found is None:
             raise NotFound(job_id)
         state = parse_history(history.decode())[-1][1]
@@ -324,6 +339,7 @@ class Queue:
             max_attempts=ticket.tries,
             retry_of=job_id,
             hook=decode(hook, type=Hook) if hook else None,
+            conversation=Conversation(conversation.decode()) if conversation else None,
         )
         return await self.submit(spec, Key(f"retry {job_id}", ""))
 
@@ -499,6 +515,9 @@ def _submitted(spec: JobSpec, reply: list[Any]) -> Submitted | JarvisError:
     answer = reply[0]
     if answer == b"full":
         return QueueFull(spec.queue, int(reply[1]))
+    if answer == b"busy":
+        assert spec.conversation is not None
+        return ConversationBusy(spec.conversation.key, reply[1].decode())
     if answer == b"mismatch":
         return IdempotencyMismatch()
     if answer == b"limited":

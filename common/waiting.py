@@ -145,6 +145,9 @@ def _placed(
 
 
 def _scheduled(record: JobRecord, standing: Standing) -> JobRecord:
+    if record.run_at is None:
+        words = "the end of the earlier jobs of its conversation"
+        return msgspec.structs.replace(record, waiting_for=words, waiting_code="conversation")
     until = record.run_at or 0
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(until))
     code, words = (

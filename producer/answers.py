@@ -44,6 +44,7 @@ WaitingCode = Literal[
     "slot",
     "in_progress",
     "limit",
+    "conversation",
     "own_jobs",
     "turn",
     "share",

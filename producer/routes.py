@@ -122,7 +122,7 @@ def edge(request: Request) -> Edge:
                 " one job was accepted; those that were not are entries that say why.",
             ),
         },
-        400, 403, 404, 413, 415, 422, 429, 503,
+        400, 403, 404, 409, 413, 415, 422, 429, 503,
     ),
     openapi_extra=SUBMIT,
 )  # fmt: skip

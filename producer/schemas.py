@@ -77,6 +77,18 @@ Value = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[Key, Value], Field(max_length=16)]
 
 
+class ConversationIn(Strict):
+    """A conversation that the job is a turn of."""
+
+    key: str = Field(
+        pattern=USER_PATTERN, description="The user's name for it: letters, digits and `_ . @ : -`, at most 64."
+    )
+    mode: Literal["enqueue", "reject", "cancel_previous"] = Field(
+        "enqueue",
+        description="While an earlier job of it is unfinished: wait for its end, be refused (409), or cancel it.",
+    )
+
+
 class JobRequest(Strict):
     """What every kind of job has."""
 
@@ -109,9 +121,14 @@ class JobRequest(Strict):
     timeout_s: float | None = Field(None, gt=0, le=86_400, description="Longest running time in seconds.")
     max_attempts: int | None = Field(None, ge=1, le=20, description="Handled failures before the job is failed.")
     webhook: Webhook | None = Field(None, description="Where the job's end is told.")
+    conversation: ConversationIn | None = Field(
+        None, description="Jobs of one conversation run one after another. Not with delay_s or run_at."
+    )
 
     @model_validator(mode="after")
     def _one_start(self) -> JobRequest:
+        if self.conversation is not None and (self.delay_s, self.run_at) != (None, None):
+            raise ValueError("conversation excludes delay_s and run_at")
         if self.delay_s is not None and self.run_at is not None:
             raise ValueError("delay_s and run_at exclude each other")
         return self

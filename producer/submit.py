@@ -17,7 +17,7 @@ from common.access import Principal
 from common.catalogue import Catalogue, Model
 from common.destinations import ALLOWED, Destinations
 from common.errors import DestinationRefused, InvalidField, JarvisError, LimitReached, StoreUnavailable
-from common.jobs import JobSpec, Submitted
+from common.jobs import Conversation, JobSpec, Submitted
 from common.queue import Key, Queue
 from common.settings import Settings
 from producer import embed_params, rates
@@ -142,6 +142,7 @@ class Submitter:
             timeout_s=request.timeout_s,
             max_attempts=request.max_attempts,
             hook=request.webhook.hook() if request.webhook else None,
+            conversation=_conversation(request),
         )
 
     def outliving_its_delay(self, spec: JobSpec) -> JobSpec:
@@ -155,6 +156,11 @@ class Submitter:
         if spec.ttl_s <= delay_s:
             raise InvalidField("ttl_s", spec.ttl_s, f"more than the {delay_s:.0f} s until the job may start")
         return spec
+
+
+def _conversation(request: Request) -> Conversation | None:
+    asked = request.conversation
+    return Conversation(asked.key, asked.mode) if asked else None
 
 
 def _check_params(asked: Model, model: Model, params: dict[str, Any]) -> None:

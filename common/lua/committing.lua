@@ -4,6 +4,7 @@ local JOB = P .. 'job:'
 local OUTCOMES = {completed = 'c', incomplete = 'i', failed = 'f', retry = 's', release = 'q'}
 local answers, leases, closed = {}, {}, {}
 local measured = {jobs = 0, units = 0, gpu = 0} -- of the runs of this call that ended with a result
+local talk -- the conversation of the job at hand, if it is of one
 local foretold -- when the job at hand was to end, if anybody was told
 local ticket_of, model_of, held_for -- of the job at hand: its ticket, another model than the queue's, what is held for it
 
@@ -27,6 +28,7 @@ local function stop(id, code, history, step, number, body, usage)
     count(q, 'cost:' .. currency .. ':' .. model, tonumber(cost))
   end
   append(closed, id)
+  if talk then pass_turn(id, of_ticket(redis.call('HGET', key, 'ticket')).user, talk) end
   observe(q, 'run', NOW - tonumber(string.sub(step, -13)))
   if foretold then judge(q, foretold, NOW) end
 end
@@ -80,9 +82,10 @@ local function commit(i)
   local held, number, body, extra, gpu_ms = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
   local id, step = of_lease(held)
   local code = OUTCOMES[ARGV[i + 1]]
-  local job = redis.call('HMGET', JOB .. id, 'history', 'ticket', 'eta', 'charged', 'model', 'held')
+  local job = redis.call('HMGET', JOB .. id, 'history', 'ticket', 'eta', 'charged', 'model', 'held', 'conversation')
   local history, charged = job[1], job[4]
   foretold, ticket_of, model_of, held_for = job[3], job[2], job[5], job[6]
+  talk = job[7]
   if not history or not is_last(history, step) then
     return history and is_mine(id, history, step) and 'mine' or 'lost'
   end

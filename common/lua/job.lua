@@ -203,6 +203,7 @@ local function tell(id, code, history)
     {'job', id, 'subject', hook.subject and 'resp_' .. short or id})
 end
 
+-- include conversation.lua
 -- include limits.lua
 -- include usage.lua
 -- What every terminal move does beside writing the state.
@@ -216,7 +217,8 @@ end
 -- With `by_now` only if its time to live has ended; `read`: its entry was taken from the stream already.
 local function end_job(id, code, reason, message, retention_ms, by_now, read)
   local key = P .. 'job:' .. id
-  local job = redis.call('HMGET', key, 'ticket', 'history', 'worker', 'charged', 'model', 'held')
+  local job = redis.call('HMGET', key, 'ticket', 'history', 'worker', 'charged', 'model', 'held',
+    'conversation')
   if not job[1] then return false end
   local ticket, history = of_ticket(job[1]), job[2]
   local before = code_of(history)
@@ -242,6 +244,7 @@ local function end_job(id, code, reason, message, retention_ms, by_now, read)
   account(id, code, history, '', job[1], job[5], job[6])
   tell(id, code, history)
   close(id, retention_ms)
+  if job[7] then pass_turn(id, ticket.user, job[7]) end
   return STATES[before]
 end
 

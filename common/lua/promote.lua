@@ -32,15 +32,20 @@ even_when_full()
 local ids = redis.call('ZRANGEBYSCORE', P .. 'due', '-inf', NOW_TEXT, 'LIMIT', 0, ARGV[1])
 for _, id in ipairs(ids) do
   local key = P .. 'job:' .. id
-  local job = redis.call('HMGET', key, 'ticket', 'history')
-  if job[1] and code_of(job[2]) == 's' then
-    local ticket = of_ticket(job[1])
+  local job = redis.call('HMGET', key, 'ticket', 'history', 'conversation')
+  local ticket = job[1] and of_ticket(job[1])
+  local first = job[3] and has_turn(conversation_of(ticket.user, job[3]))
+  if first and first ~= short_of(id) then
+    redis.call('ZADD', P .. 'due', NOW + TURN_LOOK_MS, id)
+  elseif job[1] and code_of(job[2]) == 's' then
     local q = at(ticket.queue)
     enqueue(q, id, ticket.lane, ticket.user)
     redis.call('HSET', key, 'history', (move(id, q, job[2], 'q')))
     ready(q, ticket.lane, ticket.user)
+    redis.call('ZREM', P .. 'due', id)
+  else
+    redis.call('ZREM', P .. 'due', id)
   end
-  redis.call('ZREM', P .. 'due', id)
 end
 local look_at = look_at_held(ARGV[1])
 finish(ARGV[2])

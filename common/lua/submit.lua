@@ -1,13 +1,16 @@
 -- submit: accept jobs: idempotency, the queue's bound, the record, the user's place, all or nothing per job.
 -- KEYS[1] shard prefix
--- ARGV    idempotency_ms, max_depth, events_kept, ordinary ttl_ms, usage_ms (how long sums of usage are kept), then 19 per job: id, queue, lane, user, due_ms (0: now),
+-- ARGV    idempotency_ms, max_depth, events_kept, ordinary ttl_ms, usage_ms (how long sums of usage are kept), retention_ms,
+--         then 20 per job: id, queue, lane, user, due_ms (0: now),
 --         ttl_ms, timeout_ms, max_attempts, work, metadata, retry_of, idempotency digest ('' none), fingerprint,
 --         the model asked for ('': the queue's), keep_ms (0: a finished record goes after its retention; else this long
 --         after now, whenever it finishes),
 --         its webhook (JSON; '': none), the units it is thought to need (0: not known), its API key's id ('': none),
---         what it is thought to cost (millionths)
+--         what it is thought to cost (millionths), its conversation ('': none; e, r or c and its key: enqueue | reject |
+--         cancel_previous)
 -- returns per job: {'new', id, its first step, jobs that waited before it, of them its user's in its lane (-1: not looked)} | {'same' | 'mismatch', id} |
---         {'full', seconds until there is room} | {'limited', ms until its key's limits let it through (-1: never), the
+--         {'full', seconds until there is room} | {'busy', unfinished job of its conversation} |
+--         {'limited', ms until its key's limits let it through (-1: never), the
 --         limits in the way, what it needs and the most that there can be of the first}; then, of a key with limits, how
 --         those stand now
 -- atomic because a job must never be visible without its record, nor accepted twice for one key; the id is made
@@ -15,7 +18,7 @@
 --         taken at the moment at which its job is accepted: a job that was accepted before, or is refused, takes nothing.
 -- include job.lua
 local IDEMPOTENCY_MS, MAX_DEPTH, EVENTS_KEPT, ORDINARY_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local USAGE_MS = ARGV[5]
+local USAGE_MS, RETENTION_MS, MOST_TURNS = ARGV[5], ARGV[6], 1000
 local HELD = {tokens = true, audio_seconds = true, cost = true} -- what a job may give back when it ends
 local depths, answers, expiry = {}, {}, {}
 
@@ -108,6 +111,27 @@ local function stopped_at(door, i, queue, api_key)
   return refuse(q, wait, names, string.format('%.14g', needs[first[1]]), string.format('%.14g', first[4]))
 end
 
+-- Whether a job's conversation lets it in: nothing, or why not.
+local function has_no_room(user, conversation)
+  local key = conversation_of(user, string.sub(conversation, 2))
+  local first, mode = has_turn(key), string.sub(conversation, 1, 1)
+  if first and mode == 'r' then return {'busy', id_of(first)} end
+  if mode == 'e' and redis.call('LLEN', key) >= MOST_TURNS then return {'full', 60} end
+end
+
+-- Take a place in a conversation; true if the job has to wait for its turn.
+local function join(id, user, conversation)
+  local key = conversation_of(user, string.sub(conversation, 2))
+  if string.sub(conversation, 1, 1) == 'c' then
+    local unfinished = redis.call('LRANGE', key, 0, -1)
+    redis.call('DEL', key)
+    for _, short in ipairs(unfinished) do
+      end_job(id_of(short), 'x', 'cancelled', 'a later job of its conversation took its place', RETENTION_MS)
+    end
+  end
+  return redis.call('RPUSH', key, short_of(id)) > 1
+end
+
 local function accept(i)
   local id, queue, lane, user, due = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], tonumber(ARGV[i + 4])
   local digest, fingerprint = ARGV[i + 11], ARGV[i + 12]
@@ -115,6 +139,9 @@ local function accept(i)
   if known then return known end
   local depth = depth_of(queue)
   if depth.n >= MAX_DEPTH then return {'full', room_in(depth)} end
+  local conversation = ARGV[i + 19]
+  local no_room = conversation ~= '' and has_no_room(user, conversation)
+  if no_room then return no_room end
   local api_key, held = ARGV[i + 17], nil
   local door = door_of(api_key)
   if door then
@@ -128,10 +155,14 @@ local function accept(i)
   end
   depth.n = depth.n + 1
 
-  local q, code = at(queue), due > NOW and 's' or 'q'
+  local waits = conversation ~= '' and join(id, user, conversation)
+  local q, code = at(queue), (due > NOW or waits) and 's' or 'q'
   local step = move(id, q, '', code, '1')
+  events[#events], events[#events - 1] = nil, nil -- nobody can follow a job whose id nobody has yet
   local record = {}
-  if code == 's' then
+  if waits then
+    redis.call('ZADD', P .. 'due', NOW + TURN_LOOK_MS, id)
+  elseif code == 's' then
     append(record, 'due', due)
     schedule(id, due)
   else
@@ -149,6 +180,7 @@ local function accept(i)
   if ARGV[i + 10] ~= '' then append(record, 'retry_of', ARGV[i + 10]) end
   if ARGV[i + 13] ~= '' then append(record, 'model', ARGV[i + 13]) end
   if held and held ~= '' then append(record, 'held', held) end
+  if conversation ~= '' then append(record, 'conversation', string.sub(conversation, 2)) end
   redis.call('HSET', P .. 'job:' .. id, unpack(record))
   if ARGV[i + 14] ~= '0' then redis.call('PEXPIRE', P .. 'job:' .. id, ARGV[i + 14]) end
   local place = redis.call('XADD', P .. 'index', '*', 'j', short_of(id), 'u', user)
@@ -161,10 +193,10 @@ local function accept(i)
   return {'new', id, step, depth.n - 1, own or -1}
 end
 
-for i = 6, #ARGV, 19 do append(answers, accept(i)) end
+for i = 7, #ARGV, 20 do append(answers, accept(i)) end
 local standings = {} -- all jobs of a key in one call hear the same, which is the latest
 for i, answer in ipairs(answers) do
-  local api_key = ARGV[19 * i + 4]
+  local api_key = ARGV[20 * i + 4]
   local door = door_of(api_key)
   if door and door.limits then
     standings[api_key] = standings[api_key] or standing_of('k:' .. api_key, door.limits)
@@ -172,6 +204,5 @@ for i, answer in ipairs(answers) do
   end
 end
 if #expiry > 0 then redis.call('ZADD', P .. 'expiry', unpack(expiry)) end
-events = {} -- nobody can follow a job whose id nobody has yet, and who comes later reads the job first
 finish(EVENTS_KEPT)
 return answers

@@ -47,12 +47,15 @@ class _Asked(BaseModel):
     model: str = Field(min_length=1, max_length=64)
     user: str | None = Field(None, max_length=512)
     webhook: Any = None  # ours: where the job's end is told, as in a job
+    conversation: Any = None  # ours: its turns run one after another, as in a job
 
     def _job(self, kind: str, asked: dict[str, Any], params: dict[str, Any], tier: str | None) -> dict[str, Any]:
         given = {name: value for name, value in params.items() if value is not None}
         job = {"kind": kind, "model": self.model, "input": asked, "params": given}
         if self.webhook is not None:
             job["webhook"] = self.webhook
+        if self.conversation is not None:
+            job["conversation"] = self.conversation
         return {**job, "priority": LANES[tier or "auto"], **({"user": user_of(self.user)} if self.user else {})}
 
 

@@ -32,8 +32,8 @@ from hypothesis.stateful import (
 
 from common import scripts
 from common.endpoints import Endpoint, Endpoints, Secret
-from common.errors import IdempotencyMismatch, NotAllowedNow
-from common.jobs import LANES, ClaimedJob, JobError, encode, parse_history
+from common.errors import ConversationBusy, IdempotencyMismatch, NotAllowedNow
+from common.jobs import LANES, ClaimedJob, Conversation, JobError, encode, parse_history
 from common.limits import Policy
 from common.policies import Policies
 from common.queue import Event, Key, Outcome
@@ -60,6 +60,8 @@ GPU_MS = 5
 
 T = TypeVar("T")
 users = st.sampled_from(["ada", "bob", "eve"])
+#: ada has a larger part than the others; bob has no more running than this; eve's turns of a conversation take turns.
+WEIGHT, MOST_RUNNING, TALK = "weight=3", 3, Conversation("talk")
 lanes = st.sampled_from(LANES)
 workers = st.sampled_from(["worker-1", "worker-2", "worker-3"])
 places = st.integers(0, 10_000)  # which of a list, modulo its length
@@ -81,6 +83,9 @@ class Job:
     tokens: list[str] = field(default_factory=list)
     own_life: bool = False
     outlived: bool = False
+    talks: bool = False
+    held_back: bool = False  # it waits for its turn
+    was_given_back: bool = False  # it counts as running until it does again
     parked: bool = False
     final: dict[str, str] | None = None
 
@@ -127,6 +132,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.requests: dict[str, int] = {}
         self.wait_for(Policies(self.world.redis, made).set_door(BOBS, LIMITS))
         self.endpoint = self.wait_for(Endpoints(self.world.redis, made).create(eves, "eve"))
+        policies = Policies(self.world.redis, made)
+        self.wait_for(policies.set_share("ada", Policy.parse([WEIGHT])))
+        self.wait_for(policies.set_share("bob", Policy.parse([f"in_progress={MOST_RUNNING}"])))
         for user in ("ada", "bob"):
             self.submit(user, "normal", False, 3, 2)
 
@@ -181,6 +189,43 @@ class QueueMachine(RuleBasedStateMachine):
             state = State.SCHEDULED if delayed else State.QUEUED
             self.jobs[job_id] = Job(job_id, user, lane, tries, state, own_life=tries == 2)
 
+    @rule(lane=lanes, mode=st.sampled_from(["enqueue", "enqueue", "reject", "cancel_previous"]))
+    def talk(self, lane: str, mode: Any) -> None:
+        """Another turn of eve's conversation."""
+        unfinished = [job for job in self.jobs.values() if job.talks and job.state not in TERMINAL]
+        said = Conversation(TALK.key, mode)
+        turn = self.world.submit(user="eve", priority=lane, max_attempts=1, conversation=said)
+        if mode == "reject" and unfinished:
+            with pytest.raises(ConversationBusy) as busy:
+                self.wait_for(turn)
+            assert busy.value.job_id == unfinished[0].id
+            return
+        made = self.wait_for(turn)
+        if mode == "cancel_previous":
+            for job in unfinished:
+                job.state, job.held_back = State.CANCELLED, False
+        waits = mode == "enqueue" and bool(unfinished)
+        state = State.SCHEDULED if waits else State.QUEUED
+        self.jobs[made] = Job(made, "eve", lane, 1, state, talks=True, held_back=waits)
+
+    def pass_the_turn_on(self) -> None:
+        """The model's part of a turn's end: the first of the conversation that has not ended runs, or may."""
+        unfinished = [job for job in self.jobs.values() if job.talks and job.state not in TERMINAL]
+        if unfinished and unfinished[0].held_back:
+            unfinished[0].held_back = False
+            unfinished[0].state = State.QUEUED
+
+    def may_run(self) -> list[Job]:
+        """Those that wait, without what bob's bound holds back (which of his it is does not matter)."""
+        ready = [job for job in self.of(State.QUEUED) if not job.outlived]
+        bobs = [job for job in ready if job.user == "bob" and not job.was_given_back]
+        return [job for job in ready if job not in bobs] + bobs[: max(0, MOST_RUNNING - self.running_of_bob())]
+
+    def running_of_bob(self) -> int:
+        """How many jobs of bob's count as running."""
+        bobs = [job for job in self.jobs.values() if job.user == "bob"]
+        return sum(job.state == State.IN_PROGRESS or (job.state == State.QUEUED and job.was_given_back) for job in bobs)
+
     @rule(user=users, number=st.integers(0, 2), fingerprint=st.sampled_from(["a", "b"]))
     def submit_with_key(self, user: str, number: int, fingerprint: str) -> None:
         """One key leads to one job of one user, and to no other request."""
@@ -204,23 +249,25 @@ class QueueMachine(RuleBasedStateMachine):
     def claim(self, worker: str, count: int, reply_lost: bool) -> None:
         """A worker gets what it asked for, or all there is; asked again, the same."""
         ready = [job for job in self.of(State.QUEUED) if not job.outlived]
+        most = len(self.may_run())
         request = self.requests[worker] = self.requests.get(worker, 0) + 1
         claimed = self.wait_for(self.world.queue.claim(QUEUE, worker, count, request))
         if reply_lost:
             assert self.wait_for(self.world.queue.claim(QUEUE, worker, count, request)) == claimed
         # A job whose next death would park it ends the claim: nothing is handed out behind it.
         cut_short = bool(claimed) and claimed[-1].suspect
-        assert len(claimed) == min(count, len(ready)) or (cut_short and len(claimed) < count)
+        assert len(claimed) == min(count, most) or (cut_short and len(claimed) < count)
         assert {one.id for one in claimed} <= {job.id for job in ready}
         for one in claimed:
             job = self.jobs[one.id]
-            job.state, job.claims = State.IN_PROGRESS, job.claims + 1
+            job.state, job.claims, job.was_given_back = State.IN_PROGRESS, job.claims + 1, False
             assert (one.claims, one.user, one.lane) == (job.claims, job.user, job.lane)
             assert one.suspect == (job.deaths == MAX_DEATHS - 1)
             self.deliveries.append(Delivery(one, worker, one.seq))
         for job in self.of(State.QUEUED):  # a claim may have met those whose life has ended
             if job.outlived and self.wait_for(self.world.state(job.id)) == "expired":
                 job.state = State.EXPIRED
+        self.pass_the_turn_on()
         if len(claimed) < count and not cut_short:
             assert not [self.plain.exists(f"{self.world.q}{lane}:users") for lane in LANES].count(1)
 
@@ -265,12 +312,13 @@ class QueueMachine(RuleBasedStateMachine):
         """What a stored outcome does."""
         job.by.append(job.claims)
         if outcome == "release":
-            job.state = State.QUEUED
+            job.state, job.was_given_back = State.QUEUED, True
         elif outcome == "retry":
             job.attempts += 1
             job.state = State.FAILED if job.attempts >= job.tries else State.SCHEDULED
         else:
             job.state = State(outcome)
+        self.pass_the_turn_on()
 
     @precondition(lambda self: self.deliveries)
     @rule(place=places, texts=st.lists(st.sampled_from("abc"), min_size=1, max_size=4), twice=st.booleans())
@@ -314,6 +362,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.wait_for(self.world.queue.cancel(job.id))
         if job.state not in TERMINAL:
             job.state = State.CANCELLED
+        self.pass_the_turn_on()
 
     @precondition(lambda self: self.of(State.IN_PROGRESS))
     @rule(place=places, count=st.integers(1, 3))
@@ -328,6 +377,8 @@ class QueueMachine(RuleBasedStateMachine):
             job.deaths += 1
             job.parked = job.deaths >= MAX_DEATHS
             job.state = State.FAILED if job.parked else State.QUEUED
+            job.was_given_back = not job.parked
+        self.pass_the_turn_on()
 
     @precondition(lambda self: self.of(State.SCHEDULED))
     @rule(place=places)
@@ -335,7 +386,7 @@ class QueueMachine(RuleBasedStateMachine):
         """A scheduled job's time comes, if its life has not ended."""
         job = picked(self.of(State.SCHEDULED), place)
         assert self.wait_for(self.world.promote(job.id)).moved == 1
-        job.state = State.QUEUED
+        job.state = State.SCHEDULED if job.held_back else State.QUEUED
 
     def outlive(self, place: int) -> None:
         """A waiting job's life ends before the scheduler looks."""
@@ -353,6 +404,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.wait_for(self.world.expire(*ending)).moved == len(ending)
         for job in ending.values():
             job.state = State.EXPIRED
+        self.pass_the_turn_on()
 
     def retry(self, place: int) -> None:
         """Somebody asks for another run of a job."""
@@ -366,7 +418,11 @@ class QueueMachine(RuleBasedStateMachine):
         assert allowed
         assert made.created == (made.id not in self.jobs)
         if made.created:
-            self.jobs[made.id] = Job(made.id, job.user, job.lane, job.tries, State.QUEUED)
+            others = [one for one in self.jobs.values() if one.talks and one.state not in TERMINAL]
+            waits = job.talks and bool(others)
+            state = State.SCHEDULED if waits else State.QUEUED
+            again = Job(made.id, job.user, job.lane, job.tries, state, talks=job.talks, held_back=waits)
+            self.jobs[made.id] = again
 
     # -- what must hold after every move
 
@@ -488,7 +544,28 @@ class QueueMachine(RuleBasedStateMachine):
             assert len(set(returned)) == len(returned)
             assert set(returned) <= {job.id for job in mine}
             standing: Any = plain.zrange(f"{q}{lane}:users", 0, -1)
+            held: Any = plain.smembers(f"{self.world.prefix}held:bob")
+            standing += ["bob"] * (f"{lane} {QUEUE}" in held and "bob" not in standing and bool(self.bobs(lane, lines)))
             assert {self.world.stream(user, lane) for user in standing} == {stream for stream, _ in lines}
+
+    def bobs(self, lane: str, lines: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Bob's among the entries of a lane's streams."""
+        return [line for line in lines if line[0] == self.world.stream("bob", lane)]
+
+    @invariant()
+    def bounds_and_turns_are_as_the_model_has_them(self) -> None:
+        """Who counts as running, who is held for good reason only, and whose turn it is."""
+        if not hasattr(self, "jobs"):
+            return
+        plain, prefix = self.plain, self.world.prefix
+        running = self.running_of_bob()
+        assert running <= MOST_RUNNING
+        assert plain.scard(f"{prefix}running:bob") == running
+        assert plain.exists(f"{prefix}held:bob") == plain.zcard(f"{prefix}held")
+        if plain.exists(f"{prefix}held"):
+            assert running == MOST_RUNNING
+        unfinished = [job.id[6:] for job in self.jobs.values() if job.talks and job.state not in TERMINAL]
+        assert plain.lrange(f"{prefix}conversation:eve:{TALK.key}", 0, -1) == unfinished
 
 
 async def connected(made: Settings) -> Any:

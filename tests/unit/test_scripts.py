@@ -12,7 +12,19 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, Res
 
 from common import api_keys, batches, endpoints, files, looks, outbox, queue, results, scripts, waiting, wakes
 
-INCLUDED = ("job", "owners", "claiming", "committing", "batch", "limits", "usage", "api_keys", "pace", "lanes")
+INCLUDED = (
+    "job",
+    "owners",
+    "claiming",
+    "committing",
+    "batch",
+    "limits",
+    "usage",
+    "api_keys",
+    "pace",
+    "lanes",
+    "conversation",
+)
 NAMES = sorted(path.stem for path in scripts.FOLDER.glob("*.lua") if path.stem not in INCLUDED)
 
 

@@ -81,6 +81,15 @@ def _tool(value: Any) -> Any:
 Tool = Annotated[dict[str, Any], PlainValidator(_tool)]
 
 
+def _conversation(value: Any) -> Any:
+    """Ours has a key; OpenAI's is an id, or an object with one."""
+    if value in (None, {}, []):
+        return None
+    if isinstance(value, dict) and "key" in value:
+        return value
+    raise ValueError('it is not supported here, other than {"key": ..., "mode": ...}')
+
+
 class ResponseAsked(_Part):
     """`POST /v1/responses`."""
 
@@ -124,7 +133,7 @@ class ResponseAsked(_Part):
     access_programs: Unsupported = None
     background_options: Unsupported = None
     context_management: Unsupported = None
-    conversation: Unsupported = None
+    conversation: Annotated[Any, PlainValidator(_conversation)] = None  # ours: its turns run one after another
     image: Unsupported = None
     moderation: Unsupported = None
     prompt: Unsupported = None
@@ -158,6 +167,8 @@ class ResponseAsked(_Part):
             "priority": LANES[self.service_tier or "auto"],
             "metadata": self.metadata or {},
         }
+        if self.conversation is not None:
+            job["conversation"] = self.conversation
         return {**job, "user": user_of(self.user)} if self.user else job
 
     def messages(self, items: list[Item]) -> list[dict[str, Any]]:
