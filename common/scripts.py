@@ -19,13 +19,30 @@ INCLUDE = "-- include "
 #: Why Redis may refuse all writes. Inside a script, 6.2 wraps the reason in another error; MISCONF (its disk is full)
 #: and NOREPLICAS (fewer replicas than min-replicas-to-write) have no class of their own.
 REFUSALS = {"OOM": OutOfMemoryError, **dict.fromkeys(("READONLY", "MISCONF", "NOREPLICAS"), ReadOnlyError)}
+#: Where scripts ask for the time, and where they ask instead when it is simulated: a key of the shard.
+CLOCK = "redis.call('TIME')"
+SIMULATED_CLOCK = "redis.call('HMGET', KEYS[1] .. 'clock', 's', 'us')"
+
+
+class SimulatedTime(redis.Redis):
+    """A client whose scripts run at the time that `set_time` says: for plans of what would happen."""
+
+    async def set_time(self, prefix: str, at: float) -> None:
+        """It is this time (Unix seconds) on a shard now."""
+        seconds, micros = divmod(round(at * 1_000_000), 1_000_000)
+        await execute(self, "HSET", f"{prefix}clock", "s", seconds, "us", micros)
 
 
 @cache
-def source(name: str) -> str:
+def source(name: str, simulated: bool = False) -> str:
     """A script's text with what it includes, and what that includes."""
+    text = _text(name)
+    return text.replace(CLOCK, SIMULATED_CLOCK) if simulated else text
+
+
+def _text(name: str) -> str:
     lines = (FOLDER / f"{name}.lua").read_text().splitlines()
-    return "\n".join(source(_included(line)) if line.startswith(INCLUDE) else line for line in lines)
+    return "\n".join(_text(_included(line)) if line.startswith(INCLUDE) else line for line in lines)
 
 
 def _included(line: str) -> str:
@@ -33,19 +50,19 @@ def _included(line: str) -> str:
 
 
 @cache
-def digest(name: str) -> str:
+def digest(name: str, simulated: bool = False) -> str:
     """A script's SHA-1, as Redis names it."""
-    return hashlib.sha1(source(name).encode(), usedforsecurity=False).hexdigest()
+    return hashlib.sha1(source(name, simulated).encode(), usedforsecurity=False).hexdigest()
 
 
 async def run(client: redis.Redis, name: str, prefix: str, *args: Any) -> Any:
     """Run a script on one shard. A Redis that does not know it (a restart, SCRIPT FLUSH) is told, once."""
-    keys = _keys(client, prefix)
+    keys, simulated = _keys(client, prefix), isinstance(client, SimulatedTime)
     try:
         try:
-            return await execute(client, "EVALSHA", digest(name), *keys, *args)
+            return await execute(client, "EVALSHA", digest(name, simulated), *keys, *args)
         except NoScriptError:
-            return await execute(client, "EVAL", source(name), *keys, *args)
+            return await execute(client, "EVAL", source(name, simulated), *keys, *args)
     except ResponseError as error:
         refusal = re.search(rf"(?:^|-)({'|'.join(REFUSALS)}) ", str(error))
         if refusal is None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from common.errors import SettingsInvalid
-from ops import batch_cli, keys_cli, models_cli, screen, tables, usage_cli, webhook_cli
+from ops import batch_cli, keys_cli, models_cli, plan_cli, screen, tables, usage_cli, webhook_cli
 from ops.request import ascii_key, given, job_input, sendable, texts_by_name, values_by_name
 from ops.screen import note, print_json
 from ops.server import DEFAULT_URL, INTERRUPTED, NOT_COMPLETED, AsJson, Url, connected, show_answer
@@ -45,6 +45,8 @@ app.add_typer(batch_cli.app, name="batch")
 app.add_typer(keys_cli.app, name="keys")
 app.add_typer(models_cli.app, name="models")
 app.add_typer(webhook_cli.app, name="webhooks")
+app.add_typer(plan_cli.trace_app, name="trace")
+app.command()(plan_cli.plan)
 
 
 class Lane(StrEnum):

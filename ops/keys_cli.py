@@ -66,7 +66,7 @@ def create(
     """
     from common.api_keys import Asked, key_out
 
-    expires_s = None if expires is None else _seconds("--expires", expires)
+    expires_s = None if expires is None else span_s("--expires", expires)
     scopes = tuple(dict.fromkeys(scope or ["jobs"]))
     asked = Asked(name=name, tier=tier, owner=owner, limits=tuple(limit or ()), scopes=scopes, expires_s=expires_s)
 
@@ -108,7 +108,7 @@ def rotate(
     """
     from common.api_keys import key_out
 
-    grace_s = _seconds("--grace", grace)
+    grace_s = span_s("--grace", grace)
 
     async def rotated(keys: ApiKeys) -> tuple[dict[str, Any], str]:
         one, new = await keys.rotate(key_id, grace_s, actor())
@@ -201,7 +201,7 @@ def _with_keys(work: Callable[[ApiKeys], Awaitable[Answer]]) -> Answer:
         raise typer.Exit(NOT_COMPLETED) from None
 
 
-def _seconds(option: str, text: str) -> float:
+def span_s(option: str, text: str) -> float:
     found = SPAN.fullmatch(text)
     if not found:
         note(f"{option} is {text!r}; allowed: a number of s, m, h or d, e.g. 24h or 30d")

@@ -51,9 +51,9 @@ async def test_a_job_that_says_nothing_gets_the_defaults_of_the_settings(make_wo
 async def test_the_same_call_sent_again_changes_nothing(world: World) -> None:
     """What Queue.submit does when the reply of a submit is lost."""
     shard = world.queue.keys.shard_of_queue(QUEUE)
-    job = [new_job_id(shard), QUEUE, "normal", "ada", 0, 1000, 1000, 3, b"{}", b"", "", "", "", "", 0, "", 0, "", 0]
-    first = await run(world.redis, "submit", world.prefix, 1000, 10, 100, 1000, 1000, *job)
-    again = await run(world.redis, "submit", world.prefix, 1000, 10, 100, 1000, 1000, *job)
+    job = [new_job_id(shard), QUEUE, "normal", "ada", 0, 1000, 1000, 3, b"{}", b"", "", "", "", "", 0, "", 0, "", 0, ""]
+    first = await run(world.redis, "submit", world.prefix, 1000, 10, 100, 1000, 1000, 1000, *job)
+    again = await run(world.redis, "submit", world.prefix, 1000, 10, 100, 1000, 1000, 1000, *job)
     assert (first[0][0], again[0][0], again[0][1]) == (b"new", b"same", first[0][1])
     assert await world.entries("ada") == 1
     assert await world.depth() == 1
