@@ -14,6 +14,7 @@ from common import api_keys, batches, endpoints, files, looks, outbox, queue, re
 
 INCLUDED = (
     "job",
+    "order",
     "owners",
     "claiming",
     "committing",
