@@ -64,12 +64,17 @@ local function earlier(id, digest, fingerprint)
   return {'same', job}
 end
 
--- What a job needs of its key's limits.
-local function needs_of(i)
-  local needs, units = {requests = 1}, tonumber(ARGV[i + 16])
-  needs[string.sub(ARGV[i + 1], 1, 14) == 'transcription:' and 'audio_seconds' or 'tokens'] = units
-  needs.cost = ARGV[i + 18] / 1000000
-  return needs
+-- What a job needs of its key's limits, and that as it stands in its record. Jobs of one call are often alike, and
+-- nothing drains between them.
+local last = {}
+local function needs_of(i, subject)
+  local queue, units, micros = ARGV[i + 1], ARGV[i + 16], ARGV[i + 18]
+  if last.queue ~= queue or last.units ~= units or last.micros ~= micros or last.subject ~= subject then
+    local needs = {requests = 1, cost = micros / 1000000}
+    needs[string.sub(queue, 1, 14) == 'transcription:' and 'audio_seconds' or 'tokens'] = tonumber(units)
+    last = {queue = queue, units = units, micros = micros, subject = subject, needs = needs}
+  end
+  return last.needs
 end
 
 -- How many jobs of a key wait. At the bound it looks whether some of them do so no more: of a record that is gone
@@ -95,20 +100,23 @@ end
 
 -- Hold a job against its key's limits, and take what it needs. Returns why it is refused, if it is.
 local function stopped_at(door, i, queue, api_key)
-  local q = at(queue)
   if door.waiting and waiting_of(api_key, door.waiting) >= door.waiting then
-    return refuse(q, room_in(depth_of(queue)) * 1000, {'waiting'}, '1', string.format('%d', door.waiting))
+    return refuse(at(queue), room_in(depth_of(queue)) * 1000, {'waiting'}, '1', string.format('%d', door.waiting))
   end
   if not door.limits then return end
-  local needs, subject = needs_of(i), 'k:' .. api_key
+  local subject = 'k:' .. api_key
+  local needs = needs_of(i, subject)
   local wait, violated = take_from(subject, door.limits, needs, HELD)
-  if not wait then return nil, held_of(subject, needs, HELD) end
+  if not wait then
+    last.held = last.held or held_of(subject, needs, HELD)
+    return nil, last.held
+  end
   local names = {}
   for _, n in ipairs(violated) do
     append(names, string.format('%s-%ds', door.limits[n][1], door.limits[n][3] / 1000))
   end
   local first = door.limits[violated[1]]
-  return refuse(q, wait, names, string.format('%.14g', needs[first[1]]), string.format('%.14g', first[4]))
+  return refuse(at(queue), wait, names, string.format('%.14g', needs[first[1]]), string.format('%.14g', first[4]))
 end
 
 -- Whether a job's conversation lets it in: nothing, or why not.
