@@ -116,10 +116,10 @@ class Event(NamedTuple):
 
 
 class Emitted(NamedTuple):
-    """Leases for which no event was written, since they are lost; ids of the jobs that somebody reads as they run."""
+    """Leases for which no event was written, since they are lost; ids of the other jobs that nobody reads as they run."""
 
     lost: list[str]
-    read: set[str]
+    unread: set[str]
 
 
 class Swept(NamedTuple):
@@ -401,8 +401,8 @@ class Queue:
         args: list[Any] = []
         for job, seq, event, data in events:
             args += (job.lease, seq, event, encode(data))
-        lost, read = await scripts.run(self.redis, "emit", self.keys.of_queue(queue), kept, *args)
-        return Emitted([lease.decode() for lease in lost], {job_id.decode() for job_id in read})
+        lost, unread = await scripts.run(self.redis, "emit", self.keys.of_queue(queue), kept, *args)
+        return Emitted([lease.decode() for lease in lost], {job_id.decode() for job_id in unread})
 
     async def renew(self, queue: str, worker: str, about: bytes, leases: Iterable[str]) -> list[str]:
         """Keep the worker alive and its leases from ending; returns the leases that are gone."""

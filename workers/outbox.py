@@ -110,8 +110,11 @@ class Outbox:
 
     async def _emit(self, events: list[Event]) -> None:
         emitted = await patiently(self._queue.emit, self._queue_name, events)
-        for event in events:
-            (self._unread.discard if event.job.id in emitted.read else self._unread.add)(event.job.lease)
+        if not emitted.unread:  # as with many streams, where this runs at every step of the engine
+            self._unread.difference_update([event.job.lease for event in events])
+        else:
+            for event in events:
+                (self._unread.add if event.job.id in emitted.unread else self._unread.discard)(event.job.lease)
         self._lost(emitted.lost)
 
     def _due(self) -> list[Event]:

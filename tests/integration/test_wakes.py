@@ -150,7 +150,7 @@ async def test_workers_hear_which_jobs_are_read_for_as_long_as_somebody_reads_th
         events = [
             Event(job, number, "token", {"text": ""}) for number in [next(numbers)] for job in (followed, awaited)
         ]
-        return (await world.queue.emit(QUEUE, events)).read
+        return {event.job.id for event in events} - (await world.queue.emit(QUEUE, events)).unread
 
     assert await read() == set()
     async with wakes.listen(followed.id):
