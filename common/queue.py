@@ -116,7 +116,7 @@ class Event(NamedTuple):
 
 
 class Emitted(NamedTuple):
-    """Leases for which no event was written, since they are lost; ids of the other jobs that nobody reads as they run."""
+    """Leases whose events were not written, since they are lost; ids of the other jobs, as far as nobody reads them."""
 
     lost: list[str]
     unread: set[str]

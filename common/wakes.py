@@ -111,10 +111,14 @@ class Listener:
 
     async def news(self, after: int, timeout_s: float) -> list[JobEvent]:
         """The next events after number `after`; none when the job itself must be read (or the time is over)."""
-        await self._wake.wait(timeout_s)
-        self._wake.clear()
-        must_look, self._must_look = self._must_look, False
-        unread, self._unread = self._unread, {}
+        while True:
+            await self._wake.wait(timeout_s)
+            self._wake.clear()
+            must_look, self._must_look = self._must_look, False
+            unread, self._unread = self._unread, {}
+            # The first look at a job has often seen what is told of it at the same time.
+            if must_look or not unread or max(unread) > after:
+                break
         if len(unread) == 1 and after + 1 in unread and not must_look:
             return [unread[after + 1]]
         # States and tokens come by two streams, so that they may be out of order.

@@ -69,6 +69,13 @@ async def test_a_follower_takes_only_news_that_leave_no_gap(told: list[int], aft
     assert [event.seq for event in await listener.news(after, 0.01)] == heard
 
 
+async def test_news_that_the_follower_has_seen_do_not_send_it_to_the_job_again() -> None:
+    listener = Listener()
+    listener.tell(numbered(2)[0])
+    asyncio.get_running_loop().call_later(0.05, listener.tell, numbered(3)[0])
+    assert [event.seq for event in await listener.news(2, 5)] == [3]
+
+
 async def test_news_without_their_event_and_too_many_news_send_the_follower_to_the_job_itself() -> None:
     listener = Listener()
     listener.tell(numbered(3)[0])
