@@ -24,19 +24,30 @@ local depths, answers, expiry = {}, {}, {}
 
 local function depth_of(queue)
   if not depths[queue] then
-    local meta = redis.call('HMGET', at(queue) .. 'meta', 'depth:high', 'depth:normal', 'depth:low', 'rate')
+    local meta = redis.call('HMGET', at(queue) .. 'meta', 'depth:high', 'depth:normal', 'depth:low', 'rate', 'claimed',
+      'room')
     if not (meta[1] or meta[2] or meta[3]) then redis.call('SADD', P .. 'queues', queue) end
     -- Scheduled jobs of all the shard's queues count: they take the same memory, and will want the same place.
     local waiting = (meta[1] or 0) + (meta[2] or 0) + (meta[3] or 0) + redis.call('ZCARD', P .. 'due')
-    depths[queue] = {n = waiting, rate = tonumber(meta[4] or 0)}
+    -- Where nothing was claimed for a while, the pace is not what it was.
+    local rate = (meta[4] or 0) * math.exp(math.min(0, (meta[5] or 0) - NOW) / 30000)
+    depths[queue] = {n = waiting, rate = rate, room = tonumber(meta[6] or 0), q = at(queue)}
   end
   return depths[queue]
 end
 
--- Seconds until one place is free at the pace of the last half minute.
+-- Seconds until one more job was taken at the pace of the last half minute.
+local function start_in(depth)
+  return depth.rate < 1 / 60 and 60 or math.max(1, math.ceil(1 / depth.rate))
+end
+
+-- Seconds until there is a place for one who is refused now. Each who is refused is told of another place, so
+-- that not all come back for the same one.
 local function room_in(depth)
-  if depth.rate <= 0 then return 60 end
-  return math.max(1, math.min(60, math.ceil(1 / depth.rate)))
+  if depth.rate < 1 / 60 then return 60 end
+  depth.room = math.min(NOW + 60000, math.max(NOW, depth.room) + 1000 / depth.rate)
+  redis.call('HSET', depth.q .. 'meta', 'room', string.format('%d', depth.room))
+  return math.max(1, math.ceil((depth.room - NOW) / 1000))
 end
 
 -- The time to live that most jobs have; `expire` finds those by the index. The first submit of all says which it is.
@@ -101,7 +112,7 @@ end
 -- Hold a job against its key's limits, and take what it needs. Returns why it is refused, if it is.
 local function stopped_at(door, i, queue, api_key)
   if door.waiting and waiting_of(api_key, door.waiting) >= door.waiting then
-    return refuse(at(queue), room_in(depth_of(queue)) * 1000, {'waiting'}, '1', string.format('%d', door.waiting))
+    return refuse(at(queue), start_in(depth_of(queue)) * 1000, {'waiting'}, '1', string.format('%d', door.waiting))
   end
   if not door.limits then return end
   local subject = 'k:' .. api_key

@@ -172,6 +172,31 @@ async def test_a_full_queue_that_moves_says_so(make_world: MakeWorld) -> None:
     assert 1 <= refused.value.retry_after_s <= 30
 
 
+async def test_those_who_are_refused_are_not_all_told_to_come_at_once(make_world: MakeWorld) -> None:
+    world = make_world(max_depth=3)
+    await world.submit_many(3)
+    now_ms = int(time.time() * 1000)
+    await execute(world.redis, "HSET", f"{world.q}meta", "rate", "0.5", "claimed", str(now_ms))
+    told = []
+    for _ in range(40):
+        with pytest.raises(QueueFull) as refused:
+            await world.submit()
+        told.append(refused.value.retry_after_s)
+    assert told[:4] == pytest.approx([2, 4, 6, 8], abs=1)
+    assert told == sorted(told)
+    assert told[-1] == 60
+
+
+async def test_a_queue_that_stands_still_does_not_promise_its_old_pace(make_world: MakeWorld) -> None:
+    world = make_world(max_depth=3)
+    await world.submit_many(3)
+    long_ago_ms = int(time.time() * 1000) - 300_000
+    await execute(world.redis, "HSET", f"{world.q}meta", "rate", "100", "claimed", str(long_ago_ms))
+    with pytest.raises(QueueFull) as refused:
+        await world.submit()
+    assert refused.value.retry_after_s == 60
+
+
 async def test_jobs_before_the_refused_one_stay_accepted(make_world: MakeWorld) -> None:
     world = make_world(max_depth=3)
     with pytest.raises(QueueFull):
