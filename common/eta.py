@@ -142,9 +142,10 @@ def of_waiting(standing: Standing, place: Place, lane: str, stage: int | None = 
     pace = standing.pace
     if pace is None or standing.slots == 0:
         return None
+    standing, place = _within_bounds(standing, place)
     run = pace.expected(place.units)
-    waits = place.before >= standing.slots - standing.busy
-    wait = wait_of(standing, place) if waits else 0.0
+    waits = place.before >= standing.slots - standing.busy or place.held_until_ms > 0
+    wait = max(wait_of(standing, place), place.held_until_ms - standing.now) if waits else 0.0
     # Each job before it adds its own doubt, and all slots share it.
     doubt = math.expm1(pace.spread**2)
     shared = (wait * pace.mean / standing.slots if waits else 0.0) + run * run
@@ -168,7 +169,7 @@ def uncounted(standing: Standing, ahead: int, own: int, lane: str, units: float)
         here = own + min(max(0.0, here - own), max(1, standing.users[rank] - 1) * (own + 0.5))
     turns = [min(one, (here + 1) * weight / WEIGHTS[rank]) for one, weight in zip(depth, WEIGHTS, strict=True)]
     above, below = round(sum(turns[:rank])), round(sum(turns[rank + 1 :]))
-    here_units = round(here) * standing.pace.mean_units if standing.pace else 0.0
+    here_units = round(here) * _mean_units(standing)
     return Place(round(here) + above + below, max(0, own), above, below, here_units, False, units, True)
 
 
@@ -193,6 +194,21 @@ def of_scheduled(standing: Standing, units: float, until: float) -> Eta | None:
 def stage_of(place: Place, standing: Standing) -> int:
     """How much may come before a waiting job that is not there yet: the more of its user's jobs are before it."""
     return 1 if place.own == 0 else 2 if place.own < 2 * standing.slots else 3
+
+
+def _within_bounds(standing: Standing, place: Place) -> tuple[Standing, Place]:
+    """Of a user who has as many jobs in progress as he may: those are all the slots, and his own jobs all the line."""
+    if not place.own_running:
+        return standing, place
+    slots = min(standing.slots, place.own_running)
+    mine = msgspec.structs.replace(
+        place, before=place.own, above=0, below=0, before_units=place.own * _mean_units(standing), held_until_ms=0
+    )
+    return msgspec.structs.replace(standing, slots=slots, busy=slots, running=()), mine
+
+
+def _mean_units(standing: Standing) -> float:
+    return standing.pace.mean_units if standing.pace else 0.0
 
 
 def wait_of(standing: Standing, place: Place) -> float:

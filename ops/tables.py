@@ -29,7 +29,7 @@ def waiting_words(record: Json) -> str:
     """Where a job stands, its place in the queue and what it waits for."""
     parts = [str(record.get("status", "")).replace("_", " ")]
     if record.get("queue_position"):
-        parts.append(f"{record['queue_position']} before it")
+        parts.append(f"place {record['queue_position']} in the line")
     if record.get("waiting_for"):
         parts.append(f"waits for {record['waiting_for']}")
     if eta := record.get("eta"):

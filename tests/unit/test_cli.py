@@ -338,7 +338,7 @@ def test_in_a_terminal_a_waiting_job_shows_its_place_and_then_its_answer(server:
         server.released.set()
 
     arguments = command("watch", JOB, url=server.url)
-    code, shown = in_a_terminal(arguments, "3 before it · waits for a worker: none is running", go_on)
+    code, shown = in_a_terminal(arguments, "place 3 in the line · waits for a worker: none is running", go_on)
     assert code == 0
     assert TEXT in shown
     assert "\x1b]0;evil" not in shown
@@ -359,11 +359,13 @@ def test_status_says_where_a_job_stands(jarvis: Callable[..., Result], server: S
         "status": "queued",
         "queue_position": 3,
         "waiting_for": "a free slot",
+        "eta": {"p50": 4.2, "p90": 130},
         "metadata": {"a": "[b]"},
     }
     result = jarvis("status", JOB)
     assert result.exit_code == 0
-    assert "queued · 3 before it · waits for a free slot" in result.stdout
+    assert "queued · place 3 in the line · waits for a free slot" in result.stdout
+    assert "done in about 4.2 s, likely within 2.17 min" in result.stdout
     assert "a [b]" in result.stdout
 
 

@@ -70,6 +70,16 @@ def test_units_before_it_count() -> None:
     assert large.p50 > small.p50 + 7.5
 
 
+def test_a_user_who_may_have_no_more_jobs_waits_for_his_own() -> None:
+    bounded = told(of_waiting(standing(slots=100, busy=3), place(50, own=9, own_running=1), "normal"))
+    assert bounded.p50 == pytest.approx(9 + 1 + 1, rel=0.15)
+
+
+def test_a_user_whose_limit_is_used_up_waits_until_it_has_room() -> None:
+    held = told(of_waiting(standing(now=1_000_000, busy=0), place(0, held_until_ms=1_060_000), "normal"))
+    assert held.p50 == pytest.approx(61, rel=0.02)
+
+
 def test_nothing_is_told_when_nothing_is_known() -> None:
     assert of_waiting(standing(pace=None), place(), "normal") is None
     assert of_waiting(standing(slots=0, busy=0), place(), "normal") is None
