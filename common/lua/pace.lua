@@ -6,7 +6,7 @@
 -- up, one that is in time moves it down, so that the share of jobs in time becomes what it should be, however wrong the
 -- model. The lift goes by what was really told: it keeps what a burst did in mind longer than the factors do.
 local LEARNT, PER_CALL, COVERED, STEP = 256, 8, 0.91, 0.05
-local LIFT_STEP, LIFT_MOST = 0.04, 1.5
+local LIFT, LIFT_STEP, LIFT_MOST = 0.93, 0.05, 1.5
 local pace, learnt_now
 
 local function pace_of(q)
@@ -70,6 +70,6 @@ local function judge(q, foretold, at)
   local above_half, above_most = math.log(took / half) > low + 0, math.log(took / most) > high + 0
   low = low + step * (above_half and 0.5 or -0.5)
   high = high + step * (above_most and COVERED or COVERED - 1)
-  lift = math.max(0, math.min(LIFT_MOST, lift + LIFT_STEP * (COVERED - (in_time and 1 or 0))))
+  lift = math.max(0, math.min(LIFT_MOST, lift + LIFT_STEP * (LIFT - (in_time and 1 or 0))))
   redis.call('HSET', q .. 'meta', 'eta:' .. class, string.format('%d %.6g %.6g %.6g', n, low, high, lift))
 end

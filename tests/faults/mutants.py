@@ -32,6 +32,7 @@ WEBHOOKS = "tests/faults/test_webhooks.py"
 EGRESS = "tests/delivery/test_egress.py"
 TENANTS = f"{TRUST}::test_15_nothing_tells_another_tenants_things_from_those_that_nobody_has"
 AUTH = "tests/producer/test_auth.py"
+WAITING = "tests/conformance/test_waiting.py"
 RESPONSES = "tests/producer/test_responses.py"
 RESUMED = f"{RESPONSES}::test_a_stream_goes_on_in_another_web_process_and_from_another_worker"
 LOST = "tests/faults/test_lost_replies.py::test_replies_lost_at_random_leave_no_job_behind_and_double_nothing"
@@ -568,6 +569,76 @@ MUTANTS = (
         "if (redis.call('GET', P .. 'api_keys:version') or '0') ~= ARGV[1] then return 0 end",
         "",
         "tests/integration/test_api_keys.py::test_of_two_changes_at_once_the_last_is_what_the_queues_have",
+    ),
+    Mutant(
+        "a forecast brings an erased job back",
+        "common/lua/foresee.lua",
+        "if job[1] and not job[3] then",
+        "if not job[3] then",
+        f"{WAITING}::test_a_forecast_brings_no_erased_job_back_and_a_cancelled_one_is_not_judged",
+    ),
+    Mutant(
+        "the last forecast counts, not the first",
+        "common/lua/foresee.lua",
+        "if job[1] and not job[3] then",
+        "if job[1] then",
+        f"{WAITING}::test_only_the_first_forecast_of_a_job_counts",
+    ),
+    Mutant(
+        "forecasts of jobs that were quicker than they are not judged",
+        "common/lua/foresee.lua",
+        "if code == 'c' or code == 'i' or code == 'f' then",
+        "if false then",
+        f"{WAITING}::test_a_forecast_of_a_job_that_has_ended_meanwhile_counts_once",
+    ),
+    Mutant(
+        "a place forgets what its users pay in other lanes",
+        "common/lua/order.lua",
+        "if same.name == user.name then same.tag = same.tag + (user.tag - before) end",
+        "",
+        f"{WAITING}::test_jobs_start_in_the_order_of_their_positions",
+    ),
+    Mutant(
+        "a place forgets weights",
+        "common/lua/order.lua",
+        "cost_of(units) / owners().share_of(user.name).weight",
+        "cost_of(units)",
+        f"{WAITING}::test_jobs_start_in_the_order_of_their_positions",
+    ),
+    Mutant(
+        "forecasts do not learn from how they came out",
+        "common/lua/pace.lua",
+        "  high = high + step * (above_most and COVERED or COVERED - 1)\n",
+        "",
+        f"{WAITING}::test_what_was_foretold_is_judged_when_the_job_ends",
+    ),
+    Mutant(
+        "all who are refused come back at once",
+        "common/lua/submit.lua",
+        "  redis.call('HSET', depth.q .. 'meta', 'room', string.format('%d', depth.room))\n",
+        "",
+        "tests/conformance/test_submit.py::test_those_who_are_refused_are_not_all_told_to_come_at_once",
+    ),
+    Mutant(
+        "a full queue promises a pace of long ago",
+        "common/lua/submit.lua",
+        "local rate = (meta[4] or 0) * math.exp(math.min(0, (meta[5] or 0) - NOW) / 30000)",
+        "local rate = tonumber(meta[4] or 0)",
+        "tests/conformance/test_submit.py::test_a_queue_that_stands_still_does_not_promise_its_old_pace",
+    ),
+    Mutant(
+        "who polls is told the same whatever is expected",
+        "producer/record.py",
+        "    seconds = hint_s(record.eta, time.time() - record.created_at)\n",
+        "    seconds = 1.0\n",
+        "tests/producer/test_poll_hints.py::test_a_poll_is_due_a_little_before_the_job_is_expected_to_be_done",
+    ),
+    Mutant(
+        "a model that is loaded still counts as loading",
+        "workers/loading.py",
+        "        with suppress(*UNAVAILABLE, ResponseError):\n            await client.loading(queue, worker, 0)\n",
+        "",
+        "tests/worker/test_loading.py::test_a_model_that_is_being_loaded_is_said_so_until_it_is_there",
     ),
 )
 

@@ -72,7 +72,7 @@ class Learnt:
         step = max(0.05, 1 / (n + 3))
         above_half, above_most = math.log(took / forecast.half) > low, math.log(took / forecast.most) > high
         low, high = low + step * (above_half - 0.5), high + step * (above_most - 0.09)
-        self.factors[forecast.kind] = (n, low, high, max(0.0, min(1.5, lift + 0.04 * (0.91 - in_time))))
+        self.factors[forecast.kind] = (n, low, high, max(0.0, min(1.5, lift + 0.05 * (0.93 - in_time))))
 
     @property
     def known(self) -> Pace | None:
