@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from common.jobs import JobSpec
+from tests.conformance.world import eventually
 from tests.worker.place import Place
 from workers import loading
 
@@ -26,12 +27,13 @@ async def test_a_model_that_is_being_loaded_is_said_so_until_it_is_there(place: 
         place.results.waiting._standings.clear()
         return (await place.results.record(job.id)).waiting_code
 
+    async def told(what: str) -> bool:
+        return await code() == what
+
     task = asyncio.create_task(load())
-    async with asyncio.timeout(10):
-        while await code() != "loading":
-            await asyncio.sleep(0.01)
-        loaded.set()
-        await over.wait()
+    await eventually(lambda: told("loading"))
+    loaded.set()
+    await asyncio.wait_for(over.wait(), 10)
     assert await code() == "no_worker"
     await task
 
