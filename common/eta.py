@@ -22,7 +22,7 @@ LAID = 64
 #: How sure one is before anything was seen, in jobs: as if so many had been off by a factor of about 1.6.
 DOUBT_JOBS, DOUBT = 4, 0.25
 #: The lift of a 90 % of which none was judged yet (`pace.lua` begins with the same).
-CAREFUL = {"h": 0.3, "n": 0.3, "l": 0.8}
+CAREFUL = {"h": 0.1, "n": 0.3, "l": 0.5}
 #: A poll hint is never longer, nor shorter, nor less than this part of the time that the job has taken already.
 HINT_MAX_S, HINT_MIN_S, HINT_PART = 300.0, 0.05, 0.1
 #: Where in the distribution of what is left the next poll should fall: before its middle.

@@ -6,7 +6,8 @@
 -- up, one that is in time moves it down, so that the share of jobs in time becomes what it should be, however wrong the
 -- model. The lift goes by what was really told: it keeps what a burst did in mind longer than the factors do.
 local LEARNT, PER_CALL, COVERED, STEP = 256, 8, 0.91, 0.05
-local LIFT, LIFT_STEP, LIFT_MOST = 0.93, 0.05, 1.5
+local LIFT, LIFT_STEP, LIFT_MOST = 0.92, 0.05, 1.5
+local CAREFUL = {h = '0.1', n = '0.3', l = '0.5'} -- the first lift: much comes before those of the low lane
 local pace, learnt_now
 
 local function pace_of(q)
@@ -61,11 +62,10 @@ local function judge(q, foretold, at)
   count(q, 'eta:total', 1)
   local in_time = took <= tonumber(told)
   if in_time then count(q, 'eta:covered', 1) end
-  local careful = string.byte(class) == 108 and '0.8' or '0.3' -- l: most jobs come before those of the low lane
-  local kept = redis.call('HGET', q .. 'meta', 'eta:' .. class) or '0 0 0 ' .. careful
+  local kept = redis.call('HGET', q .. 'meta', 'eta:' .. class) or '0 0 0 ' .. CAREFUL[string.sub(class, 1, 1)]
   local n, low, high, lift = string.match(kept, '^(%S+) (%S+) (%S+) (%S+)$')
   n = math.min(n + 1, 1000)
-  local step = math.max(STEP, 1 / (n + 3))
+  local step = math.max(STEP, 2 / (n + 8))
   -- Held against the factor of now, not that of then: forecasts that were made together must not move it together.
   local above_half, above_most = math.log(took / half) > low + 0, math.log(took / most) > high + 0
   low = low + step * (above_half and 0.5 or -0.5)

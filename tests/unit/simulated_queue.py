@@ -69,10 +69,10 @@ class Learnt:
         self.covered += in_time
         n, low, high, lift = self.factors.get(forecast.kind, (0.0, 0.0, 0.0, eta.CAREFUL[forecast.kind[0]]))
         n = min(n + 1, 1000)
-        step = max(0.05, 1 / (n + 3))
+        step = max(0.05, 2 / (n + 8))
         above_half, above_most = math.log(took / forecast.half) > low, math.log(took / forecast.most) > high
         low, high = low + step * (above_half - 0.5), high + step * (above_most - 0.09)
-        self.factors[forecast.kind] = (n, low, high, max(0.0, min(1.5, lift + 0.05 * (0.93 - in_time))))
+        self.factors[forecast.kind] = (n, low, high, max(0.0, min(1.5, lift + 0.05 * (0.92 - in_time))))
 
     @property
     def known(self) -> Pace | None:
