@@ -32,6 +32,11 @@ def seconds_of(file: IO[bytes]) -> int:
         tail = file.read(TAIL)
     finally:
         file.seek(0)
+    return seconds_told(head, tail, size)
+
+
+def seconds_told(head: bytes, tail: bytes, size: int) -> int:
+    """The same by a recording's first HEAD and last TAIL bytes."""
     found = _told(head, tail, size)
     bound = size / LEAST_BYTES_S
     return max(1, math.ceil(min(found, bound) if found else bound))

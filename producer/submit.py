@@ -39,7 +39,7 @@ class Submitter:
         self.settings = settings
         self.destinations = Destinations(settings.webhook_allow)
         self.prompts = Prompts()
-        self.metering = Metering(catalogue, settings, self.prompts)
+        self.metering = Metering(catalogue, settings, self.prompts, queue.blobs)
         self.abilities = Abilities()
         self._gathered: defaultdict[str, Gathering] = defaultdict(lambda: Gathering(queue))
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import msgspec
 
+from common.blobs import Blobs
 from common.catalogue import Catalogue, Model
 from common.cost import Cost
 from common.jobs import JobSpec, Usage, encode
 from common.limits import Left
 from common.settings import Settings
 from producer.conversation import images, texts
-from producer.duration import seconds_of
+from producer.duration import HEAD, TAIL, seconds_of, seconds_told
 from producer.prompt import Prompts
 from producer.upload import Recording
 
@@ -37,10 +38,11 @@ class Metering:
     of which nothing is known yet; for others a token is taken for a byte.
     """
 
-    def __init__(self, catalogue: Catalogue, settings: Settings, prompts: Prompts) -> None:
+    def __init__(self, catalogue: Catalogue, settings: Settings, prompts: Prompts, blobs: Blobs) -> None:
         self.catalogue = catalogue
         self.settings = settings
         self.prompts = prompts
+        self.blobs = blobs
         self._metered: OrderedDict[str, bool] = OrderedDict()
 
     def learn(self, api_key: str, limits: Iterable[Left]) -> None:
@@ -98,9 +100,14 @@ class Metering:
 
     async def _seconds(self, audio: Any) -> int:
         most = int(self.settings.max_audio_s)
-        if not isinstance(audio, Recording):
+        if isinstance(audio, Recording):
+            return min(most, await asyncio.to_thread(seconds_of, audio.file))
+        try:  # a batch's line names a file that is stored already
+            size = await self.blobs.length(audio)
+            head, tail = await self.blobs.read(audio, 0, HEAD), await self.blobs.read(audio, max(0, size - TAIL), TAIL)
+        except FileNotFoundError:
             return most
-        return min(most, await asyncio.to_thread(seconds_of, audio.file))
+        return min(most, seconds_told(head, tail, size))
 
 
 def _micros(cost: Cost | None, most: Usage) -> int:

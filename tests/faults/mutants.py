@@ -33,6 +33,9 @@ EGRESS = "tests/delivery/test_egress.py"
 TENANTS = f"{TRUST}::test_15_nothing_tells_another_tenants_things_from_those_that_nobody_has"
 AUTH = "tests/producer/test_auth.py"
 WAITING = "tests/conformance/test_waiting.py"
+LIMITS = "tests/faults/test_limits.py"
+DOOR = "tests/conformance/test_limits.py"
+BUCKET = "tests/integration/test_limits.py"
 RESPONSES = "tests/producer/test_responses.py"
 RESUMED = f"{RESPONSES}::test_a_stream_goes_on_in_another_web_process_and_from_another_worker"
 LOST = "tests/faults/test_lost_replies.py::test_replies_lost_at_random_leave_no_job_behind_and_double_nothing"
@@ -224,7 +227,7 @@ MUTANTS = (
     Mutant(
         "records that are kept for ever",
         "common/lua/committing.lua",
-        "redis.call('PEXPIRE', key, RETENTION_MS)",
+        "redis.call('PEXPIRE', key, RETENTION_MS, 'NX') -- a record that must be kept longer has its end already",
         "",
         f"{BOUNDS}::test_11_after_many_jobs_and_their_retention_redis_is_as_it_was",
     ),
@@ -323,7 +326,7 @@ MUTANTS = (
         "a batch: results go with their retention",
         "common/lua/committing.lua",
         "redis.call('PEXPIRE', key, RETENTION_MS, 'NX')",
-        "redis.call('PEXPIRE', key, RETENTION_MS)",
+        "redis.call('PEXPIRE', key, RETENTION_MS, 'NX') -- a record that must be kept longer has its end already",
         "tests/conformance/test_submit.py::test_a_record_that_must_be_kept_outlives_its_retention",
     ),
     Mutant(
@@ -639,6 +642,84 @@ MUTANTS = (
         "        with suppress(*UNAVAILABLE, ResponseError):\n            await client.loading(queue, worker, 0)\n",
         "",
         "tests/worker/test_loading.py::test_a_model_that_is_being_loaded_is_said_so_until_it_is_there",
+    ),
+    Mutant(
+        "limits by the first that lets a job through",
+        "common/lua/limits.lua",
+        "if violated then return wait, violated end",
+        "if violated and #violated == #buckets then return wait, violated end",
+        f"{DOOR}::test_limits_are_taken_all_or_none",
+    ),
+    Mutant(
+        "one more than the burst",
+        "common/lua/limits.lua",
+        "elseif need > 0 and over > bucket.burst * 1e-9 and wait >= 0 then",
+        "elseif need > 0 and over > 1 and wait >= 0 then",
+        f"{LIMITS}::test_12_exactly_the_burst_gets_through_four_processes_one_of_which_has_a_wrong_clock",
+    ),
+    Mutant(
+        "a Retry-After that is a little too early",
+        "common/lua/limits.lua",
+        "wait = math.max(wait, math.ceil(over / bucket.rate - 1e-6))",
+        "wait = math.max(wait, math.ceil(over / bucket.rate * 0.9))",
+        f"{LIMITS}::test_12_exactly_the_burst_gets_through_four_processes_one_of_which_has_a_wrong_clock",
+    ),
+    Mutant(
+        "what has drained comes back too",
+        "common/lua/limits.lua",
+        "left = math.min(bucket.held, taken * math.exp(bucket.share - share))",
+        "left = math.min(bucket.used + bucket.held, taken)",
+        f"{BUCKET}::test_a_bucket_never_holds_less_than_what_was_really_used",
+    ),
+    Mutant(
+        "what was held in an earlier stretch comes back from this one",
+        "common/lua/limits.lua",
+        "if bucket.held > 0 and bucket.since == tonumber(since) then",
+        "if bucket.held > 0 then",
+        f"{BUCKET}::test_a_bucket_that_was_gone_meanwhile_gives_nothing_back",
+    ),
+    Mutant(
+        "what a job used beyond its estimate is forgotten",
+        "common/lua/limits.lua",
+        "bucket.used + math.max(0, left + (used[bucket.what] or taken) - taken)",
+        "bucket.used + math.max(0, left - math.max(0, taken - (used[bucket.what] or taken)))",
+        f"{DOOR}::test_what_a_job_used_beyond_its_estimate_is_taken_afterwards",
+    ),
+    Mutant(
+        "a stopped run gives all back",
+        "common/lua/usage.lua",
+        "    used = {}\n",
+        "",
+        f"{DOOR}::test_a_run_that_is_stopped_keeps_what_it_may_have_used",
+    ),
+    Mutant(
+        "a replay takes of the limits",
+        "common/lua/submit.lua",
+        "  if known then return known end\n",
+        "  if known then\n    stopped_at(door_of(ARGV[i + 17]), i, queue, ARGV[i + 17])\n    return known\n  end\n",
+        f"{DOOR}::test_what_is_accepted_already_or_refused_for_another_reason_takes_nothing",
+    ),
+    Mutant(
+        "a job that comes back does not wait again",
+        "common/lua/committing.lua",
+        "    give_back(id, q, ticket.lane, history, number)\n    wait_on(id, ticket.api_key)\n",
+        "    give_back(id, q, ticket.lane, history, number)\n",
+        f"{DOOR}::test_so_many_jobs_of_a_key_may_wait",
+    ),
+    Mutant(
+        "usage counted for a commit that was stored before",
+        "common/lua/committing.lua",
+        "    return history and is_mine(id, history, step) and 'mine' or 'lost'\n",
+        "    if history then use(who_of(job[2], job[5]), 'completed', 1) end\n"
+        "    return history and is_mine(id, history, step) and 'mine' or 'lost'\n",
+        "tests/conformance/test_usage.py::test_all_runs_of_a_job_count_as_gpu_time_and_one_of_them_as_a_job",
+    ),
+    Mutant(
+        "a Retry-After in seconds that is rounded down",
+        "producer/problems.py",
+        '"retry-after": str(max(1, math.ceil(retry_after_s))),',
+        '"retry-after": str(max(1, int(retry_after_s))),',
+        "tests/producer/test_limits.py::test_a_used_up_limit_is_a_problem_that_names_it_and_says_when",
     ),
 )
 

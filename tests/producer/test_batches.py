@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from common.api_keys import ApiKeys, Asked
 from common.batches import BatchAsked
 from common.blobs import Blobs
 from common.jobs import ClaimedJob
@@ -473,6 +474,47 @@ async def test_nothing_of_a_batch_is_left_in_redis_but_its_record_and_files(
     jobs = (await client.get("/v1/jobs?limit=100")).json()["data"]
     left = [await redis.pttl(f"{prefix}job:{job['id']}") for job in jobs]
     assert max(left) <= app.state.settings.retention_s * 1000
+
+
+# -- limits
+
+
+async def keyed(app: FastAPI, client: httpx.AsyncClient, *limits: str) -> None:
+    """From now on the client calls with a key that has these limits."""
+    keys = ApiKeys(app.state.edge.queue.redis, app.state.settings)
+    made = await keys.create(Asked(name="ann", tier="custom", limits=limits), "test")
+    assert made
+    client.headers["Authorization"] = f"Bearer {made[1].text}"
+
+
+async def test_lines_over_their_keys_limits_wait_and_one_that_never_fits_is_refused(
+    client: httpx.AsyncClient, runner: Runner, work: dict[str, Do], app: FastAPI
+) -> None:
+    await keyed(app, client, "requests=20/1s,burst=3", "tokens=2000/1s,burst=500")
+    lines = [line(number) for number in range(12)]
+    lines[3]["body"]["max_tokens"] = 900
+    over = await ended(client, (await made(client, jsonl(*lines)))["id"])
+    assert over["request_counts"] == {"total": 12, "completed": 11, "failed": 1}
+    [refused] = await content(client, over["error_file_id"])
+    assert (refused["custom_id"], refused["response"]["status_code"]) == ("line-3", 429)
+    assert refused["response"]["body"]["error"]["code"] == "insufficient_quota"
+    (stats,) = [one for one in await app.state.edge.results.queues() if one.queue == "generation:echo"]
+    assert stats.counts["limited:requests-1s"] > 0
+    assert stats.counts["state:completed"] == 11
+
+
+async def test_a_recording_that_a_line_names_counts_by_its_header(
+    client: httpx.AsyncClient, runner: Runner, app: FastAPI
+) -> None:
+    await keyed(app, client, "audio_seconds=60/1h")
+    spoken = (
+        await upload(client, b"ID3\x04\x00\x00\x00\x00\x00\x00" + b"\xff\xfb\x90\x00" * 8000, purpose="user_data")
+    ).json()
+    url = "/v1/audio/transcriptions"
+    await made(client, jsonl(line(0, url=url, body={"model": "ears", "file_id": spoken["id"]})), endpoint=url)
+    job = await asyncio.wait_for(PlayedWorker(app.state.edge.queue, "transcription:ears").next(), 5)
+    ticket = await app.state.edge.queue.redis.hget(f"jarvis:{{00}}:job:{job.id}", "ticket")
+    assert " l2," in ticket.decode()  # 32,000 bytes at 128 kbit/s
 
 
 # -- webhooks
