@@ -1,5 +1,8 @@
 -- usage.lua: what ended jobs have used, by key, model and day, and what that gives back of their keys' limits.
 -- Included by job.lua. `P usage:<days since 1970>` has a field for each sum: `<what> <key or -> <model> <owner>`.
+-- Without keys owners are who callers say they are, and may be any number: a day has MOST_FIELDS sums of such, and past
+-- that those who are new are `*` together.
+local MOST_FIELDS = 5000
 local whose, policies = {}, {}
 
 local function use(who, what, by) who.sums[what] = (who.sums[what] or 0) + by end
@@ -91,10 +94,16 @@ end
 local function keep_usage()
   keep_waits('SADD', waits)
   keep_waits('SREM', waits_no_more)
+  if not next(whose) then return end
   local key, fresh = P .. 'usage:' .. string.format('%d', math.floor(NOW / 86400000)), false
+  local full = redis.call('HLEN', key) >= MOST_FIELDS
   for _, who in pairs(whose) do
     for what, by in pairs(who.sums) do
-      if redis.call('HINCRBY', key, what .. who.name, by) == by then fresh = true end
+      local field = what .. who.name
+      if full and who.api_key == '' and redis.call('HEXISTS', key, field) == 0 then
+        field = what .. string.gsub(who.name, '%S+$', '*')
+      end
+      if redis.call('HINCRBY', key, field, by) == by then fresh = true end
     end
   end
   if not fresh then return end

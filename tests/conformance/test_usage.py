@@ -95,6 +95,22 @@ async def test_a_poisoned_job_counts_as_failed(make_world: MakeWorld) -> None:
     assert [row.sums for row in await used(world)] == [{"failed": 1}]
 
 
+async def test_whoever_callers_say_they_are_a_day_has_only_so_many_sums(world: World) -> None:
+    await world.submit(user="ada")
+    await ended(world)
+    (day,) = [name for name in await world.keys() if name.startswith("usage:")]
+    many = {f"completed - demo user{n}": "1" for n in range(5000)}
+    await world.redis.hset(f"{world.prefix}{day}", mapping=many)  # type: ignore[misc]
+    for user, key in (("ada", ""), ("bob", ""), ("eve", ""), ("eve", "k1")):
+        await world.submit(user=user, api_key=key)
+        await ended(world, prompt_tokens=2)
+    told = {(row.owner, row.api_key): row.sums for row in await used(world, "owner", "api_key")}
+    assert told["ada", ""] == {"completed": 2}
+    assert told["*", ""] == {"completed": 2, "prompt_tokens": 6}
+    assert told["eve", "k1"] == {"completed": 1, "prompt_tokens": 2}
+    assert ("bob", "") not in told
+
+
 async def test_sums_go_after_so_many_days(make_world: MakeWorld) -> None:
     world = make_world(usage_kept_days=3)
     await world.submit()

@@ -264,3 +264,12 @@ async def test_usage_is_ones_own_and_an_admins_everybodys(limited: Any, worker: 
     assert sorted(await told(root)) == [("ann", ann.id, 1), ("bob", bob.id, 2)]
     assert await told(ann, owner="bob") == [("owner", "", 403)]
     assert await told(ann, api_key=bob.id) == []
+
+
+async def test_refusals_are_counted_by_limit_and_name_nobody(limited: Any) -> None:
+    ann, root = await limited("requests=1/1h"), await limited(name="root", scopes=("admin",))
+    for _ in range(3):
+        await ann.job()
+    text = (await root.client.get("/metrics", headers=root.headers)).text
+    assert 'jarvis_limit_refusals_total{limit="requests-3600s",queue="generation:echo"} 2.0' in text
+    assert ann.id not in text

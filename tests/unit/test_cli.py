@@ -430,6 +430,26 @@ def test_workers_are_a_table_with_what_each_runs_on(jarvis: Callable[..., Result
     assert second.split()[4:8] == ["GPU", "1", "(simulated)", "0.4"]
 
 
+def test_usage_is_a_table_csv_or_json(jarvis: Callable[..., Result], server: StandIn) -> None:
+    jobs = dict.fromkeys(("completed", "incomplete", "failed", "cancelled", "expired"), 0) | {"completed": 3}
+    numbers = {"prompt_tokens": 5, "completion_tokens": 7, "audio_seconds": 0, "gpu_ms": 100, "cost_micros": {}}
+    one: dict[str, object] = {
+        "day": "2026-11-28",
+        "model": "demo",
+        "api_key": None,
+        "owner": None,
+        "jobs": jobs,
+        **numbers,
+    }
+    document = {"object": "list", "group_by": ["day", "model"], "data": [one], "total": one}
+    server.answers["GET /v1/usage"] = (200, document)
+    _, row, total = jarvis("usage", "--from", "2026-11-01").stdout.splitlines()
+    assert row.split() == ["2026-11-28", "demo", "3", "0", "5", "7", "0", "0.1", "-"]
+    assert total.split()[0] == "total"
+    assert jarvis("usage", "--csv").stdout.splitlines()[1] == "2026-11-28,demo,3,0,0,0,0,5,7,0,100"
+    assert json.loads(jarvis("usage", "--json").stdout) == document
+
+
 def test_queues_watch_refreshes_until_ctrl_c(server: StandIn) -> None:
     server.answers["GET /v1/queues"] = (200, {"object": "list", "data": [QUEUE]})
     arguments = command("queues", "--watch", url=server.url)
