@@ -192,7 +192,7 @@ MUTANTS = (
     Mutant(
         "what is counted after a loss stays wrong",
         "common/lua/claiming.lua",
-        "append(writes, 'depth:' .. lane, 0)",
+        "append(writes, 'depth:' .. lane, left_in(lane))",
         "append(writes, 'elsewhere', 0)",
         f"{REDIS}::test_7_an_emptied_redis_and_damaged_parts_of_it_need_no_hand",
     ),
