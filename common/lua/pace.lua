@@ -12,9 +12,9 @@ local pace, learnt_now
 
 local function pace_of(q)
   local kept = redis.call('HGET', q .. 'meta', 'runs')
-  local out = {}
-  for number in string.gmatch(kept or '0 0 0 0 0 0 0.25 0 0', '%S+') do append(out, tonumber(number)) end
-  return out
+  if not kept then return {0, 0, 0, 0, 0, 0, 0.25, 0, 0} end
+  local n, u, uu, r, ur, off, square, a, b = string.match(kept, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$')
+  return {n + 0, u + 0, uu + 0, r + 0, ur + 0, off + 0, square + 0, a + 0, b + 0}
 end
 
 -- The straight line through run times by units: none falls with them, and none begins below nothing.
@@ -50,8 +50,7 @@ end
 local function keep_pace(q)
   if not pace then return end
   fit(pace)
-  for i, number in ipairs(pace) do pace[i] = string.format('%.8g', number) end
-  redis.call('HSET', q .. 'meta', 'runs', table.concat(pace, ' '))
+  redis.call('HSET', q .. 'meta', 'runs', string.format('%d %.8g %.8g %.8g %.8g %.8g %.8g %.8g %.8g', unpack(pace)))
 end
 
 -- A job of which `<class> <when, ms> <50 %, ms> <90 %> <the 90 % that was told>` was foretold has ended.
