@@ -155,13 +155,18 @@ class Queue:
         await self.redis.aclose()
 
     async def prepare(self) -> None:
-        """Ask Redis to keep job records compact; where it does not let us, they are larger and all else holds."""
+        """Ask Redis to keep job records compact and lines of owners searchable. Where it does not let us, they are
+        larger and slower, and all else holds.
+        """
         if not self.settings.tune_redis:
             return
         try:
             kept = await self.redis.config_get("hash-max-*-value")
             if any(int(value) < 1024 for value in kept.values()):
                 await self.redis.config_set("hash-max-ziplist-value", 1024)  # both names' old form: 6.2 knows no other
+            kept = await self.redis.config_get("zset-max-*-entries")
+            if any(int(value) > 16 for value in kept.values()):  # a line of 100 owners would be read from its start
+                await self.redis.config_set("zset-max-ziplist-entries", 16)
         except ResponseError:
             return
 

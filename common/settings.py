@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     shards: int = Field(1, ge=1, le=256, description="hash tags that the queues are spread over")
     redis_timeout_s: Seconds = Field(5.0, description="no call to Redis is blocked longer (besides a blocking read)")
     tune_redis: bool = Field(
-        True, description="raise hash-max-listpack-value when Redis lets us (halves a job's memory)"
+        True, description="set hash-max-listpack-value and zset-max-listpack-entries when Redis lets us (memory, speed)"
     )
 
     # Queue

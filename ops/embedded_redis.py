@@ -33,6 +33,8 @@ SERVER_CONFIG: dict[str, str] = {
     "save": "",
     # The name of Redis 6.2; 7.0 takes it as an alias of hash-max-listpack-value. Job hashes stay compact.
     "hash-max-ziplist-value": "1024",
+    # Lines of owners are searched, not read through.
+    "zset-max-ziplist-entries": "16",
 }
 #: Everysec: a power cut may cost the last second of what was acknowledged, a killed process costs nothing.
 DURABLE_CONFIG: dict[str, str] = {"appendonly": "yes", "appendfsync": "everysec", "loglevel": "warning"}

@@ -11,7 +11,7 @@ local LEAST_COST = 1 -- ms; also that of a job while nothing is known
 
 local function make_owners()
   local LOOK_AGAIN_MS = 5000 -- at an owner whose jobs' ends were perhaps missed
-  local shares, owed = {}, {}
+  local shares, owed, spent, some_held = {}, {}, {}, nil
 
   -- What an owner may have; `text` is what `shares` has of him, if it was read already.
   local function share_of(owner, text)
@@ -19,17 +19,28 @@ local function make_owners()
     if text == nil then text = redis.call('HGET', P .. 'shares', owner) end
     shares[owner] = text and {weight = tonumber(string.match(text, '"weight":([%d.]+)')) or 1,
       most = tonumber(string.match(text, '"in_progress":(%d+)')),
-      limits = string.find(text, '"limits"', 1, true) and cjson.decode(text).limits} or {weight = 1}
+      limits = string.match(text, '"limits":(.*)')} or {weight = 1}
     return shares[owner]
   end
 
   -- The limits that a queue's jobs fall under: {name, burst, ms until a used unit is free again}.
   local function limits_of(share, q)
-    local what, out = string.find(q, '}:q:transcription:', 1, true) and 'audio_seconds' or 'tokens', {}
-    for _, row in ipairs(share.limits or out) do
-      if row[1] == what then append(out, {name = row[1] .. ':' .. row[3], burst = row[4], per_unit = row[3] / row[2]}) end
+    local out = {}
+    if not share.limits then return out end
+    local wanted = string.find(q, '}:q:transcription:', 1, true) and 'audio_seconds' or 'tokens'
+    for what, most, window, burst in string.gmatch(share.limits, '%["([%a_]+)",([^,]+),(%d+),([^,%]]+)%]') do
+      if what == wanted then
+        append(out, {name = what .. ':' .. window, burst = tonumber(burst), per_unit = window / most})
+      end
     end
     return out
+  end
+
+  -- When an owner's limit will be all free again; read once a call, and written at its end.
+  local function free_at(owner, limit)
+    local key = P .. 'spent:' .. owner .. ':' .. limit.name
+    spent[key] = spent[key] or {at = tonumber(redis.call('GET', key) or 0)}
+    return spent[key]
   end
 
   -- Give owners who have work a place: where they stood, but not before the lane's clock.
@@ -101,22 +112,29 @@ local function make_owners()
     if bound then redis.call('SREM', P .. 'running:' .. owner, string.sub(id, 7)) end
     if units and used then
       for _, limit in ipairs(limits_of(share_of(owner), q)) do
-        local full_at = redis.call('HGET', P .. 'spent:' .. owner, limit.name)
-        if full_at then
-          redis.call('HSET', P .. 'spent:' .. owner, limit.name, full_at + (used - units) * limit.per_unit)
-        end
+        local kept = free_at(owner, limit)
+        if kept.at > 0 and used ~= units then kept.at, kept.new = kept.at + (used - units) * limit.per_unit, true end
       end
     end
-    if redis.call('ZSCORE', P .. 'held', owner) then unhold(owner) end
+    if some_held == nil then some_held = redis.call('EXISTS', P .. 'held') == 1 end
+    if some_held and redis.call('ZSCORE', P .. 'held', owner) then unhold(owner) end
   end
 
-  -- Move the tags of those who were charged too much or too little.
+  -- Move the tags of those who were charged too much or too little, and keep what limits have left.
   local function settle_tags()
     for q, owners in pairs(owed) do
+      local lanes = {}
+      for _, lane in ipairs(LANES) do
+        if redis.call('EXISTS', q .. lane .. ':users', q .. lane .. ':aside') > 0 then append(lanes, lane) end
+      end
       for owner, by in pairs(owners) do
-        for _, lane in ipairs(LANES) do move_tag(q, lane, owner, by / share_of(owner).weight) end
+        for _, lane in ipairs(lanes) do move_tag(q, lane, owner, by / share_of(owner).weight) end
       end
       owed[q] = nil
+    end
+    for key, kept in pairs(spent) do
+      if kept.new then redis.call('SET', key, kept.at, 'PX', math.max(0, math.ceil(kept.at - NOW)) + 60000) end
+      kept.new = nil
     end
   end
 
@@ -124,10 +142,11 @@ local function make_owners()
   -- then he leaves the line, until `held_until` or the end of one of his jobs.
   local function bounds_of(owner, q)
     local share = share_of(owner.name)
-    local limits, spent, running = limits_of(share, q), P .. 'spent:' .. owner.name, P .. 'running:' .. owner.name
+    if not (share.most or share.limits) then return nil end
+    local limits, running = limits_of(share, q), P .. 'running:' .. owner.name
     if not share.most and #limits == 0 then return nil end
     local n = share.most and redis.call('SCARD', running)
-    for _, limit in ipairs(limits) do limit.free_at = tonumber(redis.call('HGET', spent, limit.name) or 0) end
+    for _, limit in ipairs(limits) do limit.kept = free_at(owner.name, limit) end
 
     -- A job that is larger than a whole limit is run when nothing of it is used.
     local function reached(ticket)
@@ -137,7 +156,7 @@ local function make_owners()
       end
       local units = tonumber(string.match(ticket, '^%d+ %d+ %d+ %d+ %d+ %l(%d+)') or 0)
       for _, limit in ipairs(limits) do
-        local ready_at = math.max(NOW, limit.free_at) + math.min(0, units - limit.burst) * limit.per_unit
+        local ready_at = math.max(NOW, limit.kept.at) + math.min(0, units - limit.burst) * limit.per_unit
         if ready_at > NOW then owner.held_until = math.max(owner.held_until or 0, math.ceil(ready_at)) end
       end
       return owner.held_until ~= nil
@@ -149,9 +168,7 @@ local function make_owners()
         redis.call('SADD', running, short_of(id))
       end
       for _, limit in ipairs(limits) do
-        limit.free_at = math.max(NOW, limit.free_at) + units * limit.per_unit
-        redis.call('HSET', spent, limit.name, limit.free_at)
-        redis.call('PEXPIRE', spent, math.ceil(limit.free_at - NOW) + 60000)
+        limit.kept.at, limit.kept.new = math.max(NOW, limit.kept.at) + units * limit.per_unit, true
       end
       return (n and ' b' or '') .. (#limits > 0 and ' u' .. string.format('%d', units) or '')
     end

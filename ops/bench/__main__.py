@@ -15,6 +15,7 @@ from ops.bench import (
     batch,
     chat,
     embedding,
+    fairness,
     fault,
     flat,
     generation,
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, tuple[Any, str]] = {
         limits,
         "a job without a key, with one, with limits; others' p99 beside a key that is over its limit",
     ),
+    "fairness": (fairness, "one who floods and one who comes later; weights; claims with 10,000 users; what it costs"),
     "fault": (
         fault,
         "SIGKILL to the worker in the middle: seconds until its jobs run again, jobs lost, jobs run twice",

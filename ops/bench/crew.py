@@ -28,9 +28,9 @@ class Crew:
         self.programs: list[Program] = []
         self._environment = {"PB_JOURNAL": str(self.journal), **environment}
 
-    def worker(self, slots: int, command: Sequence[str] = WORKER) -> Program:
-        """One more worker, not waited for."""
-        return self._start("worker", command, worker_environment(self.server.port, slots))
+    def worker(self, slots: int, command: Sequence[str] = WORKER, **variables: str) -> Program:
+        """One more worker, not waited for; `variables` are of its own environment."""
+        return self._start("worker", command, {**worker_environment(self.server.port, slots), **variables})
 
     def scheduler(self) -> Program:
         """One more scheduler, not waited for."""

@@ -38,9 +38,15 @@ def _journal() -> int:
     return os.open(os.environ["PB_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
 
+async def nap(ctx: dict[str, Any], **given: Any) -> dict[str, Any]:
+    """Sleep for as long as the job says, as a model's work of that size would take."""
+    await asyncio.sleep(given["ms"] / 1000)
+    return {"ok": True}
+
+
 class NoopWorker:
     """What `python -m workers` reads."""
 
-    functions = (noop, sleep)
-    queue_name = ":".join(QUEUE)
+    functions = (noop, sleep, nap)
+    queue_name = os.environ.get("BENCH_QUEUE", ":".join(QUEUE))
     max_jobs = int(os.environ.get("BENCH_SLOTS", "100"))

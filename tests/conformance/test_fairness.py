@@ -228,8 +228,8 @@ async def test_nothing_is_left_of_a_bounded_owner_whose_jobs_have_ended(
     while jobs := await world.claim(5):
         await world.commit(*(ended(job, 5, 10) for job in jobs))
     kept = {name for name in await world.keys() if "ada" in name or "held" in name or "aside" in name}
-    assert kept == {"spent:ada"}  # with an end
-    assert await world.ttl_ms(f"{world.prefix}spent:ada") > 0
+    assert kept == {"spent:ada:tokens:60000"}  # with an end
+    assert await world.ttl_ms(f"{world.prefix}spent:ada:tokens:60000") > 0
 
 
 async def test_an_end_that_was_missed_does_not_hold_an_owner_for_ever(
@@ -307,7 +307,7 @@ async def test_past_a_limit_with_wait_the_owners_jobs_wait_and_others_run(
     now_s, _ = await world.redis.time()
     # 80 are reserved: 20 more are free after 12 s.
     assert abs(until / 1000 - now_s - 12) <= 2
-    await world.redis.hset(f"{world.prefix}spent:ada", "tokens:60000", "0")  # type: ignore[misc]
+    await world.redis.delete(f"{world.prefix}spent:ada:tokens:60000")
     await world.redis.zadd(f"{world.prefix}held", {"ada": 1})
     await world.promote()
     assert users(await world.claim(10)) == "aa"

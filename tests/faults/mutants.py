@@ -36,6 +36,9 @@ WAITING = "tests/conformance/test_waiting.py"
 LIMITS = "tests/faults/test_limits.py"
 DOOR = "tests/conformance/test_limits.py"
 BUCKET = "tests/integration/test_limits.py"
+FAIR = "tests/conformance/test_fairness.py"
+TURNS = "tests/conformance/test_conversations.py"
+PLAN = "tests/integration/test_plan.py"
 RESPONSES = "tests/producer/test_responses.py"
 RESUMED = f"{RESPONSES}::test_a_stream_goes_on_in_another_web_process_and_from_another_worker"
 LOST = "tests/faults/test_lost_replies.py::test_replies_lost_at_random_leave_no_job_behind_and_double_nothing"
@@ -56,6 +59,97 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
+    Mutant(
+        "owners take turns by jobs, whatever those cost",
+        "common/lua/owners.lua",
+        "if cost ~= paid then",
+        "if false then",
+        f"{FAIR}::test_who_asks_for_larger_jobs_gets_fewer_of_them",
+    ),
+    Mutant(
+        "weights count for nothing",
+        "common/lua/claiming.lua",
+        "owner.tag = owner.tag + cost / owner.weight",
+        "owner.tag = owner.tag + cost",
+        f"{PLAN}::test_two_who_always_wait_differ_by_one_job_of_each_over_any_interval",
+    ),
+    Mutant(
+        "what is claimed is charged one by one, whatever it is thought to cost",
+        "common/lua/claiming.lua",
+        "if PER_JOB > 0 then cost =",
+        "if false then cost =",
+        f"{FAIR}::test_what_a_job_is_thought_to_cost_goes_by_its_units_and_what_the_queue_measured",
+    ),
+    Mutant(
+        "an owner who returns is first every time",
+        "common/lua/owners.lua",
+        "math.max(start, tonumber(tag or 0))",
+        "math.min(start, tonumber(tag or 0))",
+        f"{FAIR}::test_an_owner_who_leaves_and_returns_does_not_get_ahead",
+    ),
+    Mutant(
+        "what an owner is given in one lane does not count in the others",
+        "common/lua/claiming.lua",
+        "if owner.cost > 0 then owners().move_tag",
+        "if false then owners().move_tag",
+        f"{FAIR}::test_interactive_and_batch_of_one_owner_share_his_part",
+    ),
+    Mutant(
+        "ended jobs go on counting among the owner's running ones",
+        "common/lua/owners.lua",
+        "if bound then redis.call('SREM'",
+        "if false then redis.call('SREM'",
+        f"{FAIR}::test_every_way_of_ending_lets_the_owners_next_job_run",
+    ),
+    Mutant(
+        "claims do not look how many of an owner's jobs run",
+        "common/lua/owners.lua",
+        "if n and n >= share.most then",
+        "if false then",
+        "tests/faults/test_fairness.py::test_an_owners_bound_holds_and_frees_itself_while_workers_are_killed",
+    ),
+    Mutant(
+        "what was held of a limit and not used is kept",
+        "common/lua/owners.lua",
+        "if kept.at > 0 and used ~= units then",
+        "if false then",
+        f"{FAIR}::test_what_was_reserved_of_a_limit_and_not_used_is_free_at_the_jobs_end",
+    ),
+    Mutant(
+        "a held owner's next submit puts him back into the line",
+        "common/lua/owners.lua",
+        "if some_held and redis.call('ZSCORE', P .. 'held', owner) then\n",
+        "if false then\n",
+        f"{FAIR}::test_what_a_held_owner_submits_waits_too",
+    ),
+    Mutant(
+        "a load of high jobs that lasts leaves the low lane next to nothing",
+        "common/lua/lanes.lua",
+        "local BURST = 64",
+        "local BURST = 64000",
+        "tests/conformance/test_claim.py::test_the_low_lane_has_a_tenth_of_the_starts_under_endless_higher_load",
+    ),
+    Mutant(
+        "a turn that ends does not pass its conversation on",
+        "common/lua/conversation.lua",
+        "if was_first then start_turn(key) end",
+        "if false then start_turn(key) end",
+        f"{TURNS}::test_every_end_passes_the_turn_on",
+    ),
+    Mutant(
+        "a turn that ends while it waits starts the others",
+        "common/lua/conversation.lua",
+        "if was_first then start_turn(key) end",
+        "start_turn(key)",
+        f"{TURNS}::test_a_turn_that_ends_while_it_waits_changes_nothing_for_the_others",
+    ),
+    Mutant(
+        "cancel_previous leaves the earlier turns alone",
+        "common/lua/submit.lua",
+        "    for _, short in ipairs(unfinished) do",
+        "    for _, short in ipairs({}) do",
+        f"{TURNS}::test_cancel_previous_ends_all_that_are_unfinished_and_tells_the_worker",
+    ),
     Mutant(
         "commit without fence",
         "common/lua/committing.lua",

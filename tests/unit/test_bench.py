@@ -21,6 +21,7 @@ from ops.bench import __main__ as command
 from ops.bench import (
     alone,
     embedding,
+    fairness,
     fault,
     figures,
     flat,
@@ -531,3 +532,14 @@ def test_what_a_failed_engine_said_last_is_told_without_its_traceback() -> None:
     text = "[rank0]: Traceback\n[rank0]:   File x\n[rank0]: ValueError: no kernel\nLoading: 0%\n"
     assert quantization.last_error(text) == "ValueError: no kernel"
     assert quantization.last_error("killed") == "killed"
+
+
+# --- fairness
+
+
+def test_what_passed_a_job_is_what_started_between_its_submit_and_its_start(tmp_path: Path) -> None:
+    workers: Any = SimpleNamespace(journal=tmp_path / "journal.txt")
+    assert fairness._starts(workers) == 0
+    workers.journal.write_text("1 7 99.0\n2 7 100.5\n100 7 101.0\n3 7 101.5\n101 7 102.0\n")
+    assert fairness._starts(workers) == 5
+    assert fairness._passed(workers, {100: 100.0, 101: 101.2, 102: 103.0}, flood=100) == [1.0, 1.0]

@@ -1,0 +1,263 @@
+"""`python -m ops.bench fairness`: what owners get of real workers, and what it costs to see to that.
+
+flood: one user has 100,000 jobs waiting, another submits one, 200 times: how many of the flood's start before it.
+shares: ten users with weights 1 to 10 and endless work of sizes 1 to 100 on two queues: what each got of 2,000 jobs.
+claim: what a claim costs Redis with 10 and with 10,000 users waiting.
+cost: no-op jobs a second of many owners with weights, bounds and limits, beside those of one user without any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import time
+from collections import Counter
+from typing import Any
+
+import uvloop
+
+from common.jobs import JobSpec
+from common.limits import Policy
+from common.policies import Policies
+from common.queue import Queue
+from common.results import Results
+from ops.bench import figures
+from ops.bench.crew import Crew, crew
+from ops.bench.flat import Level, backlog
+from ops.bench.noop import QUEUE, payload
+from ops.bench.peer import settings_for
+from ops.bench.report import Column, as_table, show
+from ops.bench.servers import BenchFailed
+
+__all__ = ["add_arguments", "run", "show"]
+
+NAME = ":".join(QUEUE)
+SLOTS = 8
+KINDS = ("short:bench", "long:bench")
+WEIGHTS = range(1, 11)
+LARGEST_MS = 100
+OWNERS = (10, 100)
+CHUNK = 1_000
+LIMIT_S = 300.0
+FLOOD: tuple[Column, ...] = (
+    ("tries", "jobs that came later", 0),
+    ("p50", "started before it, p50", 0),
+    ("p99", "p99", 0),
+    ("most", "most", 0),
+    ("busy_percent", "slots in use, % of the time", 1),
+)
+SHARE: tuple[Column, ...] = (
+    ("weight", "weight", 0),
+    ("got_percent", "got %", 2),
+    ("due_percent", "due %", 2),
+    ("off_percent", "off by %", 1),
+)
+CLAIM: tuple[Column, ...] = (("claim_us", "claim, Redis µs/job", 2), ("commit_us", "commit, Redis µs/job", 2))
+COST: tuple[Column, ...] = (("jobs_s", "no-op jobs/s", 0),)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fairness`."""
+    parser.add_argument("--flood", type=int, default=100_000, help="jobs of the one who floods")
+    parser.add_argument("--tries", type=int, default=200, help="jobs of those who come later")
+    parser.add_argument("--jobs", type=int, default=2_000, help="jobs that are shared out, of each of two kinds")
+    parser.add_argument("--users", type=int, default=10_000, help="users waiting when a claim is measured")
+    parser.add_argument("--noop", type=int, default=20_000, help="no-op jobs of a round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the last two")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure; returns tables and ratios."""
+    tables: list[dict[str, Any]] = []
+    ratios: dict[str, float | None] = {}
+    with crew() as workers:
+        found = uvloop.run(_flood(workers, options.flood, options.tries))
+    tables.append(as_table(FLOOD, {f"{options.flood:,} jobs of one user, {SLOTS} slots": found}, "flood"))
+    ratios |= {"flood_p99_of_slots": found["p99"] / SLOTS, "flood_busy": found["busy_percent"] / 100}
+    with crew() as workers:
+        shares = uvloop.run(_shares(workers, options.jobs))
+    tables.append(as_table(SHARE, shares, f"shares of {options.jobs:,} jobs a queue"))
+    ratios["share_off_percent"] = max(row["off_percent"] for row in shares.values())
+    claims, ratios["claim_users"] = uvloop.run(_claims(options.users, options.rounds))
+    tables.append(as_table(CLAIM, claims, "claims"))
+    costs, more = _costs(options.noop, options.rounds)
+    ratios |= more
+    tables.append(as_table(COST, costs, "cost"))
+    return {"tables": tables, "ratios": ratios, "errors": []}
+
+
+# -- one who floods, one who comes later
+
+
+async def _flood(workers: Crew, flood: int, tries: int) -> dict[str, float]:
+    queue = await _connected(workers)
+    results = Results(queue.redis, queue.settings)
+    spec = _specs("sleep", "flood")
+    for low in range(0, flood, CHUNK):
+        await queue.submit_many([spec(i) for i in range(low, min(low + CHUNK, flood))])
+    workers.worker(SLOTS)
+    await _until(lambda: _starts(workers) >= 4 * SLOTS, "the flood did not begin")
+    began, before, marks = time.time(), _starts(workers), {}
+    for n in range(tries):
+        at = time.time()
+        made = await queue.submit(_specs("sleep", f"late-{n % 20}")(flood + n))
+        marks[flood + n] = at
+        await results.wait(made.id, LIMIT_S)
+    span, ran = time.time() - began, _starts(workers) - before
+    passed = _passed(workers, marks, flood)
+    await results.close()
+    await queue.close()
+    if len(passed) != tries:
+        raise BenchFailed(f"{len(passed)} of {tries} jobs that came later started")
+    return {
+        "tries": tries,
+        "p50": figures.percentile(passed, 50),
+        "p99": figures.percentile(passed, 99),
+        "most": max(passed),
+        "busy_percent": 100 * ran * 0.05 / (span * SLOTS),
+    }
+
+
+def _starts(workers: Crew) -> int:
+    return workers.journal.read_text().count("\n") if workers.journal.exists() else 0
+
+
+def _passed(workers: Crew, marks: dict[int, float], flood: int) -> list[float]:
+    """For each job that came later, how many of the flood's started after it was sent and before it started."""
+    lines = [line.split() for line in workers.journal.read_text().splitlines()]
+    starts = sorted(float(at) for number, _, at in lines if int(number) < flood)
+    own = {int(number): float(at) for number, _, at in lines}
+    return [float(sum(sent < at < own[n] for at in starts)) for n, sent in marks.items() if n in own]
+
+
+# -- weights
+
+
+async def _shares(workers: Crew, jobs: int) -> dict[str, dict[str, float]]:
+    queue = await _connected(workers)
+    policies = Policies(queue.redis, queue.settings)
+    for weight in WEIGHTS:
+        await policies.set_share(f"user-{weight}", Policy.parse([f"weight={weight}"]))
+    chance = random.Random(1)
+    sizes: dict[str, tuple[str, int, int]] = {}
+    for kind, name in ((name.partition(":")[0], name) for name in KINDS):
+        for weight in WEIGHTS:
+            # Enough that nobody runs out: twice what is due to him.
+            specs = [
+                JobSpec(kind=kind, model="bench", function="nap", user=f"user-{weight}", input={"ms": ms}, units=ms)
+                for ms in (chance.randint(1, LARGEST_MS) for _ in range(jobs * weight * 2 // sum(WEIGHTS) + 50))
+            ]
+            for spec, made in zip(specs, await queue.submit_many(specs), strict=True):
+                sizes[made.id] = name, weight, int(spec.input["ms"])
+    for name in KINDS:
+        workers.worker(SLOTS, BENCH_QUEUE=name)
+    done = [f"{queue.keys.queue(name)}counts" for name in KINDS]
+
+    async def enough() -> bool:
+        counts = [await queue.redis.hget(key, "state:completed") for key in done]  # type: ignore[misc]
+        return all(int(count or 0) >= jobs for count in counts)
+
+    while not await enough():  # noqa: ASYNC110 - other processes complete them
+        await asyncio.sleep(0.02)
+    got = await _got(queue, sizes, jobs)
+    await queue.close()
+    return got
+
+
+async def _got(queue: Queue, sizes: dict[str, tuple[str, int, int]], jobs: int) -> dict[str, dict[str, float]]:
+    """What each user's jobs among the first so many starts of each queue took."""
+    results = Results(queue.redis, queue.settings)
+    ids = list(sizes)
+    records = [one for low in range(0, len(ids), 500) for one in await results.records(ids[low : low + 500])]
+    spent: Counter[int] = Counter()
+    for name in KINDS:
+        started = sorted((one.started_at, one.id) for one in records if one.started_at and sizes[one.id][0] == name)
+        for _, job_id in started[:jobs]:
+            spent[sizes[job_id][1]] += sizes[job_id][2]
+    total, weights = sum(spent.values()), sum(WEIGHTS)
+    return {
+        f"user-{weight}": {
+            "weight": weight,
+            "got_percent": 100 * spent[weight] / total,
+            "due_percent": 100 * weight / weights,
+            "off_percent": 100 * abs(spent[weight] / total * weights / weight - 1),
+        }
+        for weight in WEIGHTS
+    }
+
+
+# -- claims
+
+
+async def _claims(users: int, rounds: int) -> tuple[dict[str, dict[str, float]], float]:
+    jobs = 2 * users
+    async with backlog(Level("10 users", jobs, 10)) as few, backlog(Level(f"{users:,} users", jobs, users)) as many:
+        found = [{place.level.name: await place.turn() for place in (few, many)} for _ in range(4 * rounds)]
+    ratio = statistics.median(one[many.level.name]["claim_us"] / one["10 users"]["claim_us"] for one in found)
+    return figures.medians(found), ratio
+
+
+# -- what it costs
+
+
+def _costs(count: int, rounds: int) -> tuple[dict[str, dict[str, float]], dict[str, float | None]]:
+    found = []
+    for number in range(rounds):
+        row: dict[str, dict[str, float]] = {}
+        for owners in (0, *OWNERS) if number % 2 else (*OWNERS, 0):
+            with crew() as workers:
+                row[_called(owners)] = {"jobs_s": uvloop.run(_throughput(workers, count, owners))}
+        print(f"round {number + 1}: " + ", ".join(f"{name} {one['jobs_s']:.0f}/s" for name, one in row.items()))
+        found.append(row)
+    ratios = {f"throughput_{n}_owners": figures.ratio(found, _called(n), "jobs_s", [_called(0)]) for n in OWNERS}
+    return figures.medians(found), ratios
+
+
+def _called(owners: int) -> str:
+    return f"{owners} owners with weights, bounds and limits" if owners else "one user without any"
+
+
+async def _throughput(workers: Crew, count: int, owners: int) -> float:
+    queue = await _connected(workers)
+    if owners:
+        policies = Policies(queue.redis, queue.settings)
+        for n in range(owners):
+            limits = ["in_progress=50", "tokens=100M/1h,wait", "requests=1M/1h", f"weight={1 + n % 10}"]
+            await policies.set_share(f"owner-{n}", Policy.parse(limits))
+            await policies.set_door(f"key{n}", Policy.parse(limits))
+    for low in range(0, count, CHUNK):
+        made = (_owned(i, owners) if owners else _specs("noop", "anonymous")(i) for i in range(low, low + CHUNK))
+        await queue.submit_many(list(made))
+    workers.worker(100)
+    await _until(lambda: workers.completed() >= count // 10, "nothing was done")
+    began, first = time.perf_counter(), workers.completed()
+    await _until(lambda: workers.completed() >= count * 9 // 10, "not all was done")
+    rate = (workers.completed() - first) / (time.perf_counter() - began)
+    await queue.close()
+    return rate
+
+
+def _owned(i: int, owners: int) -> JobSpec:
+    n = i % owners
+    return JobSpec(kind=QUEUE[0], model=QUEUE[1], input=payload(i), user=f"owner-{n}", api_key=f"key{n}", units=100)
+
+
+def _specs(function: str, user: str) -> Any:
+    name = "" if function == QUEUE[0] else function
+    return lambda i: JobSpec(kind=QUEUE[0], model=QUEUE[1], input=payload(i), user=user, function=name)
+
+
+async def _connected(workers: Crew) -> Queue:
+    queue = await Queue.connect(settings_for(workers.server.port))
+    await queue.prepare()
+    return queue
+
+
+async def _until(done: Any, otherwise: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not done():
+        if time.monotonic() > deadline:
+            raise BenchFailed(otherwise)
+        await asyncio.sleep(0.01)
