@@ -117,7 +117,7 @@ def test_without_redis_that_is_said(settings: Settings) -> None:
 
 def test_the_commands_of_the_page_run(settings: Settings, tmp_path: Path) -> None:
     page = (ROOT / "ops" / "docs" / "tenants.md").read_text()
-    [commands] = [text for text in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "keys create" in text]
+    commands = "\n".join(text for text in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "jarvis keys" in text)
     script = f'set -euo pipefail; jarvis() {{ "{sys.executable}" -m ops.cli "$@"; }}\n{commands}'
     told = {"JARVIS_REDIS_URL": settings.redis_url, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
