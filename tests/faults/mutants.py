@@ -165,6 +165,20 @@ MUTANTS = (
         "tests/worker/test_events.py::test_events_of_a_lost_lease_are_not_written_and_stop_the_run",
     ),
     Mutant(
+        "followers: a first look passes over a token",
+        "common/lua/follow.lua",
+        "ARGV[i + 1] + 1), '+'",
+        "ARGV[i + 1] + 2), '+'",
+        "tests/integration/test_wakes.py::test_followers_that_begin_together_look_together",
+    ),
+    Mutant(
+        "followers: a first look does not say that somebody reads",
+        "common/lua/follow.lua",
+        "redis.call('ZADD', P .. 'readers', unpack(places))",
+        "",
+        "tests/integration/test_wakes.py::test_followers_that_begin_together_look_together",
+    ),
+    Mutant(
         "beat in the worker's own loop",
         "workers/worker.py",
         "self.beat = BeatProcess(",

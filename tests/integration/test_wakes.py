@@ -243,7 +243,8 @@ async def test_followers_that_begin_together_look_together(world: World, wakes: 
         listening = [stack.enter_async_context(wakes.listen(job_id, 3)) for job_id in [*ids, missing, *ids * 3]]
         listeners = await asyncio.gather(*listening)
         seen = [listener.seen for listener in listeners]
-        await world.emit(job, "c", start=4)
+        emitted = await world.queue.emit(QUEUE, [Event(job, 5, "token", {"text": "c"})])
+        assert emitted.unread == set(), "the look has said that somebody reads"
         assert [event.data["text"] for event in await listeners[0].news(4, 5)] == ["c"]
     assert all(one is not None for one in seen)
     assert [None if one is None else len(one.tokens) for one in seen[:4]] == [1, 0, 0, 0]
