@@ -40,9 +40,10 @@ SAMPLING = (
 CONSTRAINTS = ("regex", "choice", "grammar")
 #: What makes an answer more than a text. The reasoning that a model's parser finds needs no asking.
 DETAILS = ("logprobs", "tools")
-#: Tokens that nobody reads as they come are taken from the engine so often, or so many at a time. Who begins to read
-#: waits no longer for the next ones.
+#: Tokens that nobody reads as they come are taken from the engine so often (of a young answer after this part of its
+#: age), or so many at a time. Who begins to read waits no longer for the next ones.
 GATHER_S = 0.1
+YOUNG_PART = 1 / 4
 GATHERED_TOKENS = 32
 # The engine's own scheduler takes lower numbers first, and gives up higher ones when memory runs out.
 PRIORITIES: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
@@ -92,18 +93,22 @@ async def _run(
 
 def _taker(ctx: dict[str, Any], job: ClaimedJob, answer: Answer) -> Take:
     """What takes the deltas of a job's only answer; while nobody reads them, they may come together."""
-    tell, may_gather, taken_at = ctx["tell"], answer.plain, time.monotonic()
+    tell, may_gather = ctx["tell"], answer.plain
+    began_at = taken_at = 0.0  # CLOCK_MONOTONIC, s
 
     def take(delta: GenerationDelta) -> int:
-        nonlocal taken_at
+        nonlocal began_at, taken_at
         event = answer.take(delta)
         read = tell(job, "token", event) if event else True
         if answer.finish_reason is not None:
             return 0
-        waited_s, taken_at = time.monotonic() - taken_at, time.monotonic()
+        now = time.monotonic()
+        waited_s, taken_at = now - taken_at, now
+        began_at = began_at or now
         if read or not may_gather:
             return 1
-        return min(max(1, int(len(delta.token_ids) * GATHER_S / max(waited_s, 1e-6))), GATHERED_TOKENS)
+        wanted_s = min(GATHER_S, (now - began_at) * YOUNG_PART)
+        return min(max(1, int(len(delta.token_ids) * wanted_s / waited_s)), GATHERED_TOKENS)
 
     return take
 

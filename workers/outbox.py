@@ -27,6 +27,10 @@ WRITE_BATCH = 500
 #: Events of a job that nobody reads as they come wait so long for each other. Who comes later reads them all; a worker
 #: that dies takes with it what only waited, and the next one makes it again.
 UNREAD_S = 0.25
+#: Of a young job they wait no longer than this part of the time since its first one: many a reader comes right after
+#: the job began, since the web process is as busy then as the worker.
+YOUNG_PART = 1 / 3
+LEAST_S = 0.02
 MERGED = {"text", "ids", "index"}
 
 
@@ -49,10 +53,11 @@ class Outbox:
         self._growing: dict[str, Event] = {}
         self._something = asyncio.Event()
         self._room = asyncio.Event()
-        self._unread: set[str] = set()  # leases of jobs that nobody reads, as the last emit said
+        self._unread: dict[str, float] = {}  # leases of jobs that nobody reads, as the last emit said: written at
+        self._began: dict[str, float] = {}  # leases: first seen to be unread at (CLOCK_MONOTONIC, s; as above)
         self._urgent: set[str] = set()
-        self._next_look = 0.0  # when theirs are written too (CLOCK_MONOTONIC, s)
         self._alarm: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
 
     async def add_event(self, event: Event) -> None:
         """Have an event written; waits only when too many are waiting."""
@@ -71,7 +76,7 @@ class Outbox:
         if event.job.lease not in self._unread or len(self._events) >= WRITE_BATCH:
             self._something.set()
         else:
-            self._set_alarm()
+            self._set_alarm(self._unread[event.job.lease])
 
     def is_read(self, job: ClaimedJob) -> bool:
         """Whether somebody reads the job's events as they come, as far as is known."""
@@ -95,6 +100,12 @@ class Outbox:
         self._urgent.add(outcome.job.lease)
         self._something.set()
 
+    def forget(self, job: ClaimedJob) -> None:
+        """The job's end is stored, or it is another worker's."""
+        self._unread.pop(job.lease, None)
+        self._began.pop(job.lease, None)
+        self._urgent.discard(job.lease)
+
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
@@ -110,34 +121,46 @@ class Outbox:
 
     async def _emit(self, events: list[Event]) -> None:
         emitted = await patiently(self._queue.emit, self._queue_name, events)
-        if not emitted.unread:  # as with many streams, where this runs at every step of the engine
-            self._unread.difference_update([event.job.lease for event in events])
-        else:
-            for event in events:
-                (self._unread.add if event.job.id in emitted.unread else self._unread.discard)(event.job.lease)
+        if emitted.unread or self._unread:  # not with many streams, where this runs at every step of the engine
+            self._hold_back(emitted.unread, events)
         self._lost(emitted.lost)
+
+    def _hold_back(self, unread: set[str], written: list[Event]) -> None:
+        """Say until when the next events of these jobs may wait: those of a job that is read do not."""
+        now = time.monotonic()
+        for lease, job_id in {event.job.lease: event.job.id for event in written}.items():
+            if job_id not in unread:
+                self._unread.pop(lease, None)
+                continue
+            wait_s = max(LEAST_S, (now - self._began.setdefault(lease, now)) * YOUNG_PART)
+            # Those that wait longest are written together.
+            self._unread[lease] = now + wait_s if wait_s < UNREAD_S else (now // UNREAD_S + 1) * UNREAD_S
 
     def _due(self) -> list[Event]:
         """What is to be written now. Events of one job go together, in their order."""
-        if time.monotonic() >= self._next_look or len(self._events) >= WRITE_BATCH:
-            due, self._events = self._events, []
-            self._next_look = time.monotonic() + UNREAD_S
-            self._unread.intersection_update([event.job.lease for event in due])  # the others have ended, or pause
-        else:
-            later = self._unread - self._urgent
-            due = [event for event in self._events if event.job.lease not in later]
-            self._events = [event for event in self._events if event.job.lease in later]
-            if self._events:
-                self._set_alarm()
+        now = time.monotonic()
+        later = self._unread if len(self._events) < WRITE_BATCH else {}
+        due: list[Event] = []
+        kept: list[Event] = []
+        for event in self._events:
+            lease = event.job.lease
+            (kept if later.get(lease, 0.0) > now and lease not in self._urgent else due).append(event)
+        self._events = kept
+        if kept:
+            self._set_alarm(min(later[event.job.lease] for event in kept))
         for event in due:
             self._growing.pop(event.job.lease, None)
         self._urgent.clear()
         return due
 
-    def _set_alarm(self) -> None:
-        if self._alarm is None:
-            wait_s = max(0.0, self._next_look - time.monotonic())
-            self._alarm = asyncio.get_running_loop().call_later(wait_s, self._ring)
+    def _set_alarm(self, moment: float) -> None:
+        if self._alarm is not None:
+            if self._rings_at <= moment:
+                return
+            self._alarm.cancel()
+        self._rings_at = moment
+        wait_s = max(0.0, moment - time.monotonic())
+        self._alarm = asyncio.get_running_loop().call_later(wait_s, self._ring)
 
     def _ring(self) -> None:
         self._alarm = None

@@ -357,6 +357,7 @@ class Worker(ArqWorker):
         if self.running.pop(run.job.lease, None) is None:
             return
         self._table.clear(run.row)
+        self.outbox.forget(run.job)
         if run in self._suspects:
             self._suspects.remove(run)
         if outcome is not None:

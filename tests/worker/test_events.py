@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -114,6 +115,38 @@ async def test_a_reader_has_each_token_before_the_next_and_without_readers_token
             if event.event == "token":
                 read.set()
     assert texts(seen) == [f"{n} " for n in range(40)]
+
+
+async def test_events_of_a_job_that_nobody_reads_wait_the_longer_the_older_it_is(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most readers of a stream come with the job, but a moment after its first token when all is busy."""
+    held: list[tuple[float, float]] = []  # (age of the job, how long its next event may wait), both in s
+    began = 0.0
+
+    async def work(ctx: dict[str, Any], job: ClaimedJob) -> str:
+        nonlocal began
+        while time.monotonic() < (began or time.monotonic()) + 1.2:
+            ctx["tell"](job, "token", {"text": ".", "ids": [0]})
+            await asyncio.sleep(0.002)
+        return "done"
+
+    worker = await place.worker(work)
+    hold_back = worker.outbox._hold_back
+
+    def noted(unread: set[str], written: list[Event]) -> None:
+        nonlocal began
+        began = began or time.monotonic()
+        hold_back(unread, written)
+        held.extend((time.monotonic() - began, due - time.monotonic()) for due in worker.outbox._unread.values())
+
+    monkeypatch.setattr(worker.outbox, "_hold_back", noted)
+    await place.end(await place.submit())
+    least_s, part = workers.outbox.LEAST_S, workers.outbox.YOUNG_PART
+    assert all(wait_s <= max(least_s, age_s * part, 0) + 0.001 for age_s, wait_s in held)
+    assert all(wait_s <= workers.outbox.UNREAD_S for _, wait_s in held)
+    assert 6 < len(held) < 25, "seldom, all the same"
+    assert worker.outbox._unread == worker.outbox._began == {}, "nothing stays of a job that has ended"
 
 
 async def test_a_reader_who_comes_late_has_what_was_said_and_then_each_token(place: Place) -> None:
