@@ -63,16 +63,14 @@ class Prompts:
 
     async def count(self, model: Model, texts: list[str]) -> int:
         """Tokens of texts, or a number that is certainly not more than that."""
-        exact = await self._exact(model, texts)
+        exact = await self.exact(model, texts)
         return sum(map(len, texts)) // CHARACTERS_PER_TOKEN if exact is None else exact
 
-    async def most(self, model: Model, texts: list[str], exact: bool = True) -> int:
-        """Tokens of texts, or a number that is not less than that: without its tokenizer, or if not `exact`."""
-        counted = await self._exact(model, texts, special=True) if exact else None
-        # A token covers at least one byte.
-        return sum(len(text.encode()) + NOT_BYTES for text in texts) if counted is None else counted
+    async def exact(self, model: Model, texts: list[str], special: bool = False) -> int | None:
+        """Tokens of texts; None where its tokenizer is not there, or they are far too long.
 
-    async def _exact(self, model: Model, texts: list[str], special: bool = False) -> int | None:
+        With `special` each text has the special tokens of a prompt.
+        """
         characters = sum(map(len, texts))
         if characters > model.max_model_len * CHARACTERS_PER_TOKEN:
             return None

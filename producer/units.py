@@ -16,12 +16,12 @@ import msgspec
 from common.blobs import Blobs
 from common.catalogue import Catalogue, Model
 from common.cost import Cost
-from common.jobs import JobSpec, Usage, encode
+from common.jobs import JobSpec, encode
 from common.limits import Left
 from common.settings import Settings
 from producer.conversation import images, texts
 from producer.duration import HEAD, TAIL, seconds_of, seconds_told
-from producer.prompt import Prompts
+from producer.prompt import NOT_BYTES, Prompts
 from producer.upload import Recording
 
 #: What a job gets that names no `max_tokens`, nor does its model (`workers/answer.py` has the same).
@@ -59,16 +59,17 @@ class Metering:
         model = self.catalogue.get(spec.kind, spec.model)
         exact = bool(spec.api_key) and self._metered.get(spec.api_key, True)
         if spec.kind == "transcription":
-            most: Usage = {"audio_seconds": await self._seconds(spec.input.get("audio"))}
+            most = {"audio_seconds": await self._seconds(spec.input.get("audio"))}
         elif spec.kind == "embedding":
             most = {"prompt_tokens": await self._embedded(model, spec, exact)}
         else:
             most = await self._generated(model, spec, exact)
-        units = sum(int(n) for n in most.values())
-        cost = max((_micros(one.cost, most) for one in self.catalogue.chain(model)), default=0)
-        return msgspec.structs.replace(spec, units=units, cost_micros=cost)
+        cost = 0
+        if model.cost or model.fallback:
+            cost = max(_micros(one.cost, most) for one in self.catalogue.chain(model))
+        return msgspec.structs.replace(spec, units=sum(most.values()), cost_micros=cost)
 
-    async def _generated(self, model: Model, spec: JobSpec, exact: bool) -> Usage:
+    async def _generated(self, model: Model, spec: JobSpec, exact: bool) -> dict[str, int]:
         params = {**model.defaults, **spec.params}
         answers, room = params.get("n") or 1, model.max_model_len
         prompt = min(await self._prompt(model, spec.input, params, exact), room)
@@ -80,23 +81,35 @@ class Metering:
 
     async def _prompt(self, model: Model, asked: dict[str, Any], params: dict[str, Any], exact: bool) -> int:
         if "prompt" in asked:
-            return await self.prompts.most(model, [asked["prompt"]], exact)
+            return await self._tokens(model, [asked["prompt"]], exact)
         messages = asked["messages"]
-        if any(images(message.get("content")) for message in messages):
-            return model.max_model_len  # how many tokens an image becomes, its model alone knows
-        words = [text for message in messages for text in texts(message.get("content"))]
-        # What a template writes of calls and tools is JSON, of which a token is a byte at least.
-        told = [message[name] for message in messages for name in ("tool_calls", "reasoning") if message.get(name)]
-        told += [params["tools"]] if params.get("tools") else []
-        around = TEMPLATE_TOKENS + MESSAGE_TOKENS * len(messages) + sum(len(encode(one)) for one in told)
-        return await self.prompts.most(model, words, exact) + around
+        words: list[str] = []
+        around = TEMPLATE_TOKENS + MESSAGE_TOKENS * len(messages)
+        for message in messages:
+            content = message.get("content")
+            if isinstance(content, str):
+                words.append(content)
+            elif images(content):
+                return model.max_model_len  # how many tokens an image becomes, its model alone knows
+            else:
+                words += texts(content)
+            for name in ("tool_calls", "reasoning"):
+                # What a template writes of calls and tools is JSON, of which a token is a byte at least.
+                around += len(encode(message[name])) if message.get(name) else 0
+        around += len(encode(params["tools"])) if params.get("tools") else 0
+        return await self._tokens(model, words, exact) + around
 
     async def _embedded(self, model: Model, spec: JobSpec, exact: bool) -> int:
         prompt = spec.params.get("input_type") or model.defaults.get("input_type") or model.default_prompt
         before = model.prompts.get(prompt, "") if prompt else ""
         given = spec.input["texts"]
-        most = await self.prompts.most(model, [before + text for text in given] if before else given, exact)
+        most = await self._tokens(model, [before + text for text in given] if before else given, exact)
         return min(most, len(given) * model.max_model_len)
+
+    async def _tokens(self, model: Model, words: list[str], exact: bool) -> int:
+        counted = await self.prompts.exact(model, words, special=True) if exact else None
+        # A token covers at least one byte.
+        return sum(map(_bytes, words)) + NOT_BYTES * len(words) if counted is None else counted
 
     async def _seconds(self, audio: Any) -> int:
         most = int(self.settings.max_audio_s)
@@ -110,5 +123,9 @@ class Metering:
         return min(most, seconds_told(head, tail, size))
 
 
-def _micros(cost: Cost | None, most: Usage) -> int:
-    return int(cost.of(most)["cost_micros"]) if cost else 0
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _micros(cost: Cost | None, most: dict[str, int]) -> int:
+    return int(cost.of({**most})["cost_micros"]) if cost else 0
