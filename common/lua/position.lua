@@ -13,7 +13,7 @@
 -- atomic because a place in a moving queue has a meaning only at one moment.
 -- include job.lua
 -- include lanes.lua
-local RUNNING_SEEN, WORKERS_SEEN, OWN_SEEN, USERS_SEEN, TURNS = 32, 64, 1000, 256, 1000
+local RUNNING_SEEN, WORKERS_SEEN, OWN_SEEN, USERS_SEEN, TURNS = 16, 64, 1000, 256, 1000
 local CLASSES = {} -- of forecasts: a lane and a stage, as `common/eta.py` has them
 for _, lane in ipairs({'h', 'n', 'l'}) do
   for stage = 0, 6 do append(CLASSES, lane .. stage) end

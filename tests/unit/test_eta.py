@@ -9,7 +9,9 @@ from statistics import fmean, median
 import pytest
 
 from common.eta import (
+    FIRST,
     HINT_MAX_S,
+    UNCOUNTED,
     Eta,
     Pace,
     Place,
@@ -188,3 +190,13 @@ def test_a_place_that_was_not_counted_goes_by_turns_of_users_and_lanes() -> None
     assert uncounted(lanes, 100, 0, "high", 0).before < 10
     assert uncounted(lanes, 100, 49, "low", 0).before > 90
     assert uncounted(standing(depth=(0, 0, 0)), 7, -1, "low", 0).before == 7
+
+
+def test_a_job_whose_place_was_not_counted_is_foretold_about_the_same() -> None:
+    """Without laying out what is before it: that would cost a submit more than all the rest of it."""
+    for before in (5, 40, 500):
+        laid = told(of_waiting(standing(factors={"n1": (0, 0)}), place(before), "normal"))
+        shared = told(of_waiting(standing(factors={"n5": (0, 0)}), place(before), "normal", UNCOUNTED))
+        assert shared.p50 == pytest.approx(laid.p50, rel=0.25)
+    free = told(of_waiting(standing(busy=0, factors={"n4": (0, 0)}), place(), "normal", FIRST))
+    assert free.p50 == pytest.approx(1, rel=0.1)
