@@ -133,7 +133,7 @@ class Forecast(msgspec.Struct, frozen=True):
 
 _normal = NormalDist()
 LANES, WEIGHTS = ("high", "normal", "low"), (14, 4, 2)  # as `lanes.lua` has them where it lasts
-#: Stages of jobs whose place was not counted: none waits before them, or some do (6: whose, is not known either).
+#: Stages of jobs whose place was not counted: none waits before them; few of their user do, many (6), not known (7).
 FIRST, UNCOUNTED = 4, 5
 
 

@@ -59,7 +59,8 @@ class Waiting:
             if self._known(record.queue, FRESH_S) is None:
                 standing = msgspec.structs.replace(standing, busy=standing.slots)
             place = eta.uncounted(standing, ahead, own, record.priority, record.units)
-            forecast = eta.of_waiting(standing, place, record.priority, eta.UNCOUNTED + (own < 0))
+            stage = eta.UNCOUNTED + (2 if own < 0 else int(own >= standing.slots))
+            forecast = eta.of_waiting(standing, place, record.priority, stage)
             record = msgspec.structs.replace(record, eta=forecast.eta if forecast else None)
         else:
             place = Place(0, 0, 0, 0, 0, False, record.units, True)

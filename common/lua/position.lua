@@ -16,7 +16,7 @@
 local RUNNING_SEEN, WORKERS_SEEN, OWN_SEEN, USERS_SEEN, TURNS = 16, 64, 1000, 256, 1000
 local CLASSES = {} -- of forecasts: a lane and a stage, as `common/eta.py` has them
 for _, lane in ipairs({'h', 'n', 'l'}) do
-  for stage = 0, 6 do append(CLASSES, lane .. stage) end
+  for stage = 0, 7 do append(CLASSES, lane .. stage) end
 end
 local q = at(ARGV[2])
 local tickets_left = 96
