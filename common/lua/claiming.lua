@@ -109,11 +109,11 @@ local function first_owners(lane, k)
   local names, out, stream = {}, {}, stream_of(q, lane, '')
   for i = 1, #found, 2 do append(names, found[i]) end
   if #names == 0 then return out end
-  local texts = redis.call('HMGET', P .. 'shares', unpack(names))
-  local chunk = math.max(2, math.ceil(k / #names) + 1) -- one more than his part: it says where to cut
+  local texts = redis.call('EXISTS', P .. 'shares') == 1 and redis.call('HMGET', P .. 'shares', unpack(names)) or {}
+  local chunk = math.ceil(k / #names)
   for i, name in ipairs(names) do
-    local owner = {name = name, tag = tonumber(found[2 * i]), turn = i, stream = stream .. name, chunk = chunk, weight = 1,
-      entries = false, dry = false, at = 1, last = false, cost = 0}
+    local owner = {name = name, tag = tonumber(found[2 * i]), turn = 0, stream = stream .. name, chunk = chunk, weight = 1,
+      entries = false, taken = 0, dry = false, at = 1, last = false, cost = 0}
     if texts[i] then
       owner.weight = owners().share_of(name, texts[i]).weight
       owner.bounds = owners().bounds_of(owner, q)
@@ -150,30 +150,42 @@ local function sift(heap)
   heap[i] = owner
 end
 
+local function rise(heap, owner)
+  local i = #heap + 1
+  while i > 1 do
+    local above = math.floor(i / 2)
+    if heap[above].tag <= owner.tag then break end
+    heap[i] = heap[above]
+    i = above
+  end
+  heap[i] = owner
+end
+
 -- Take up to k jobs in virtual time: always the next one of the owner with the least tag. The lane's clock is the tag
--- with which the last job was taken. Stops early when an owner beyond these may be next.
+-- with which the last job was taken. Who was served waits in a heap for his next turn, unless that comes after the last
+-- of these owners: then another one may be before him, and the caller looks again if it wants more.
 local function serve(lane, some, k)
-  local heap, got, turn, clock, skipped, horizon = {}, 0, #some, nil, false, nil
-  for i, owner in ipairs(some) do heap[i] = owner end
+  local heap, got, fresh, clock, horizon = {}, 0, 1, nil, nil
   if #some >= k then horizon = some[#some].tag end
-  while got < k and budget > 0 and #heap > 0 do
-    local owner = heap[1]
-    if skipped and horizon and owner.tag > horizon then break end
+  while got < k and budget > 0 do
+    local owner, again = some[fresh], heap[1]
+    if again and owner and owner.tag <= again.tag then again = nil end
+    owner = again or owner
+    if not owner then break end
     local entry, start = peek(owner), owner.tag
     local ran = entry and take(ID .. entry[2][2], entry[1], lane, owner)
-    if not ran then
-      skipped = true
-      local last = table.remove(heap)
-      if #heap > 0 then
-        heap[1] = last
-        sift(heap)
-      end
-    else
-      owner.at, owner.last = owner.at + 1, entry[1]
-      if ran == 1 then
-        got, turn, clock, owner.cost = got + 1, turn + 1, start, owner.cost + owner.tag - start
-        owner.turn = turn
-        sift(heap)
+    if ran then
+      owner.at, owner.last, owner.taken = owner.at + 1, entry[1], owner.taken + 1
+    end
+    if ran == 1 then got, clock, owner.cost, owner.turn = got + 1, start, owner.cost + owner.tag - start, got end
+    if ran ~= 0 then
+      local stays = ran and (not horizon or owner.tag <= horizon)
+      if not again then fresh = fresh + 1 end
+      if stays and not again then
+        rise(heap, owner)
+      elseif again then
+        if not stays then heap[1] = heap[#heap] heap[#heap] = nil end
+        if #heap > 1 then sift(heap) end
       end
     end
   end
@@ -184,8 +196,9 @@ end
 local function put_back(lane, some, clock)
   local stay, go, aside = {}, {}, {}
   for _, owner in ipairs(some) do
-    local more = owner.entries and peek(owner)
-    if owner.last and more then redis.call('XTRIM', owner.stream, 'MINID', more[1]) end
+    local more = owner.entries and redis.call('XLEN', owner.stream) - owner.taken or 0
+    if more <= 0 then more = false end
+    if owner.taken > 0 and more then redis.call('XTRIM', owner.stream, 'MAXLEN', more) end
     if owner.entries and not more then redis.call('DEL', owner.stream) end
     if owner.held_until and more then
       local first = tonumber(redis.call('ZRANGE', P .. 'held', 0, 0, 'WITHSCORES')[2])
