@@ -233,7 +233,7 @@ async def _throughput(workers: Crew, count: int, owners: int) -> float:
     if owners:
         policies = Policies(queue.redis, queue.settings)
         for n in range(owners):
-            limits = ["in_progress=50", "tokens=100M/1h,wait", "requests=1M/1h", f"weight={1 + n % 10}"]
+            limits = ["in_progress=100", "tokens=100M/1h,wait", "requests=1M/1h", f"weight={1 + n % 10}"]
             await policies.set_share(f"owner-{n}", Policy.parse(limits))
             await policies.set_door(f"key{n}", Policy.parse(limits))
     for low in range(0, count, CHUNK):
