@@ -202,7 +202,9 @@ class Queue:
 
         async def send(shard: str, some: list[int], args: list[Any]) -> None:
             replies = await self._sent(self.keys.prefix(shard), args)
-            answers.update({i: _submitted(specs[i], reply) for i, reply in zip(some, replies, strict=True)})
+            limits: dict[str, tuple[Left, ...]] = {}  # of each key, told with its first job
+            for i, reply in zip(some, replies, strict=True):
+                answers[i] = _submitted(specs[i], reply, limits)
 
         try:
             for shard, some in _batches(by_shard):
@@ -516,8 +518,15 @@ def _batches(by_shard: dict[str, list[int]]) -> Iterator[tuple[str, list[int]]]:
             yield shard, places[start : start + SUBMIT_BATCH]
 
 
-def _submitted(spec: JobSpec, reply: list[Any]) -> Submitted | JarvisError:
+#: Of each answer, what follows the word; then how the limits of the job's key stand, if it is the first of them.
+_ANSWERS = {b"new": 4, b"same": 1, b"mismatch": 1, b"full": 1, b"busy": 1, b"limited": 4}
+
+
+def _submitted(spec: JobSpec, reply: list[Any], limits: dict[str, tuple[Left, ...]]) -> Submitted | JarvisError:
     answer = reply[0]
+    if len(reply) > _ANSWERS[answer] + 1:
+        limits[spec.api_key] = Left.parse(reply[-1].decode())
+    left = limits.get(spec.api_key, ())
     if answer == b"full":
         return QueueFull(spec.queue, int(reply[1]))
     if answer == b"busy":
@@ -526,17 +535,11 @@ def _submitted(spec: JobSpec, reply: list[Any]) -> Submitted | JarvisError:
     if answer == b"mismatch":
         return IdempotencyMismatch()
     if answer == b"limited":
-        return _limited(reply)
+        retry_after_s = None if reply[1] < 0 else max(reply[1], 1) / 1000
+        return LimitReached(reply[2].decode().split(" "), float(reply[3]), float(reply[4]), retry_after_s, left)
     if answer == b"new":
-        return Submitted(reply[1].decode(), True, reply[2].decode(), reply[3], _limits(reply, 5), reply[4])
-    return Submitted(reply[1].decode(), False, limits=_limits(reply, 2))
-
-
-def _limited(reply: list[Any]) -> LimitReached:
-    retry_after_s = None if reply[1] < 0 else max(reply[1], 1) / 1000
-    return LimitReached(
-        reply[2].decode().split(" "), float(reply[3]), float(reply[4]), retry_after_s, _limits(reply, 5)
-    )
+        return Submitted(reply[1].decode(), True, reply[2].decode(), reply[3], left, reply[4])
+    return Submitted(reply[1].decode(), False, limits=left)
 
 
 def _cost_in(held: bytes | None) -> int:
@@ -544,10 +547,6 @@ def _cost_in(held: bytes | None) -> int:
     words = (held or b"").decode().split(" ")
     taken = [float(words[i + 1]) for i in range(0, len(words) - 1, 4) if words[i].startswith("cost-")]
     return round(max(taken, default=0.0) * 1_000_000)
-
-
-def _limits(reply: list[Any], place: int) -> tuple[Left, ...]:
-    return Left.parse(reply[place].decode()) if len(reply) > place else ()
 
 
 def _ends(outcomes: Sequence[Outcome]) -> list[Any]:

@@ -11,8 +11,8 @@
 -- returns per job: {'new', id, its first step, jobs that waited before it, of them its user's in its lane (-1: not looked)} | {'same' | 'mismatch', id} |
 --         {'full', seconds until there is room} | {'busy', unfinished job of its conversation} |
 --         {'limited', ms until its key's limits let it through (-1: never), the
---         limits in the way, what it needs and the most that there can be of the first}; then, of a key with limits, how
---         those stand now
+--         limits in the way, what it needs and the most that there can be of the first}; then, with the first job of a
+--         key that has limits, how those stand now
 -- atomic because a job must never be visible without its record, nor accepted twice for one key; the id is made
 --         by the caller, so that sending the same call again after a lost reply changes nothing. What a key may use is
 --         taken at the moment at which its job is accepted: a job that was accepted before, or is refused, takes nothing.
@@ -175,6 +175,7 @@ local function accept(i)
   depth.n = depth.n + 1
 
   local waits = conversation ~= '' and join(id, user, conversation)
+  if conversation ~= '' then last = {} end -- it may have ended a job, which gives back of the limits
   local q, code = at(queue), (due > NOW or waits) and 's' or 'q'
   local step = move(id, q, '', code, '1')
   events[#events], events[#events - 1] = nil, nil -- nobody can follow a job whose id nobody has yet
@@ -213,13 +214,13 @@ local function accept(i)
 end
 
 for i = 7, #ARGV, 20 do append(answers, accept(i)) end
-local standings = {} -- all jobs of a key in one call hear the same, which is the latest
+local told = {} -- all jobs of a key in one call hear the same, which is the latest: the first of them has it
 for i, answer in ipairs(answers) do
   local api_key = ARGV[20 * i + 4]
   local door = door_of(api_key)
-  if door and door.limits then
-    standings[api_key] = standings[api_key] or standing_of('k:' .. api_key, door.limits)
-    append(answer, standings[api_key])
+  if door and door.limits and not told[api_key] then
+    told[api_key] = true
+    append(answer, standing_of('k:' .. api_key, door.limits))
   end
 end
 if #expiry > 0 then redis.call('ZADD', P .. 'expiry', unpack(expiry)) end
