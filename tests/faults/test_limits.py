@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import pytest
 
 from common.api_keys import ApiKeys, Asked
 from common.jobs import JobResult, JobSpec
@@ -79,10 +81,27 @@ class Crowd:
         await asyncio.gather(*(client.aclose() for client in self.clients))
 
 
+Gather = Callable[..., Awaitable[Crowd]]
+
+
+@pytest.fixture
+async def gather(formation: Formation) -> AsyncIterator[Gather]:
+    """Make a crowd: `gather(4, "requests=60/60s")`; whatever becomes of the test, it hangs up."""
+    crowds: list[Crowd] = []
+
+    async def made(webs: int, *limits: str) -> Crowd:
+        crowds.append(await Crowd.gathered(formation, webs, *limits))
+        return crowds[-1]
+
+    yield made
+    for crowd in crowds:
+        await crowd.close()
+
+
 async def test_12_exactly_the_burst_gets_through_four_processes_one_of_which_has_a_wrong_clock(
-    formation: Formation,
+    formation: Formation, gather: Gather
 ) -> None:
-    crowd = await Crowd.gathered(formation, 4, "requests=60/60s,burst=10")
+    crowd = await gather(4, "requests=60/60s,burst=10")
     let_in, over = await crowd.rush(200)
     # One more is free each second: none of them may come before its time, and each must come in it.
     took_s = max(one.came for one in let_in + over) - min(one.sent for one in let_in + over)
@@ -102,21 +121,20 @@ async def test_12_exactly_the_burst_gets_through_four_processes_one_of_which_has
         told_s = int(one.response.headers["retry-after-ms"]) / 1000
         assert one.sent + told_s - 0.002 <= free_at <= one.came + told_s + 0.002
         assert free_at <= one.came + int(one.response.headers["retry-after"]) <= free_at + 1 + one.came - one.sent
-    await asyncio.sleep(max(0, free_at - time.time()))
-    assert (await crowd.ask(3)).response.status_code == 202, "the wait was as long as it was said to be"
+    if not [one for one in probes if one.response.status_code == 202]:  # the last one may have come just in time
+        await asyncio.sleep(max(0, free_at - time.time()))
+        assert (await crowd.ask(3)).response.status_code == 202, "the wait was as long as it was said to be"
     print(f"let in {len(let_in)} of 200 in {took_s:.2f} s; refused {len(over)}")
-    await crowd.close()
 
 
-async def test_many_requests_at_once_get_exactly_the_limit(formation: Formation) -> None:
+async def test_many_requests_at_once_get_exactly_the_limit(formation: Formation, gather: Gather) -> None:
     webs, count = (8, 2000) if FULL else (3, 400)
-    crowd = await Crowd.gathered(formation, webs, "requests=100/1d")
+    crowd = await gather(webs, "requests=100/1d")
     let_in, over = await crowd.rush(count)
     assert (len(let_in), len(over)) == (100, count - 100)
     assert {one.response.headers["x-should-retry"] for one in over} == {"false"}
     (stats,) = await formation.results.queues()
     assert (sum(stats.depth.values()), stats.counts["limited:requests-86400s"]) == (100, count - 100)
-    await crowd.close()
 
 
 async def test_a_token_budget_is_never_exceeded_by_more_than_one_job_s_true_cost_over_its_estimate(
