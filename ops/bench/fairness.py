@@ -3,7 +3,7 @@
 flood: one user has 100,000 jobs waiting, another submits one, 200 times: how many of the flood's start before it.
 shares: ten users with weights 1 to 10 and endless work of sizes 1 to 100 on two queues: what each got of 2,000 jobs.
 claim: what a claim costs Redis with 10 and with 10,000 users waiting.
-cost: no-op jobs a second of many owners with weights, bounds and limits, beside those of one user without any.
+cost: no-op jobs a second of many owners with weights, then also with bounds and limits, beside one user without any.
 """
 
 from __future__ import annotations
@@ -38,7 +38,16 @@ SLOTS = 8
 KINDS = ("short:bench", "long:bench")
 WEIGHTS = range(1, 11)
 LARGEST_MS = 100
-OWNERS = (10, 100)
+TIER = ("requests=1M/1h",)
+BOUND = (*TIER, "in_progress=100")
+#: Who submits the no-op jobs: how many owners, each with a key and a weight of 1 to 10, and what bounds them.
+LEVELS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "one user without any": (0, ()),
+    "10 owners, weights, requests": (10, TIER),
+    "10 owners, also in_progress": (10, BOUND),
+    "10 owners, also tokens,wait": (10, (*BOUND, "tokens=100M/1h,wait")),
+    "100 owners, all that": (100, (*BOUND, "tokens=100M/1h,wait")),
+}
 CHUNK = 1_000
 LIMIT_S = 300.0
 FLOOD: tuple[Column, ...] = (
@@ -215,27 +224,28 @@ def _costs(count: int, rounds: int) -> tuple[dict[str, dict[str, float]], dict[s
     found = []
     for number in range(rounds):
         row: dict[str, dict[str, float]] = {}
-        for owners in (0, *OWNERS) if number % 2 else (*OWNERS, 0):
+        for name in list(LEVELS) if number % 2 else list(LEVELS)[::-1]:
             with crew() as workers:
-                row[_called(owners)] = {"jobs_s": uvloop.run(_throughput(workers, count, owners))}
+                row[name] = {"jobs_s": uvloop.run(_throughput(workers, count, *LEVELS[name]))}
         print(f"round {number + 1}: " + ", ".join(f"{name} {one['jobs_s']:.0f}/s" for name, one in row.items()))
         found.append(row)
-    ratios = {f"throughput_{n}_owners": figures.ratio(found, _called(n), "jobs_s", [_called(0)]) for n in OWNERS}
-    return figures.medians(found), ratios
+    off, *on = LEVELS
+    names = ("requests", "in_progress", "wait", "100_owners")
+    ratios = {
+        f"throughput_{short}": figures.ratio(found, name, "jobs_s", [off])
+        for short, name in zip(names, on, strict=True)
+    }
+    medians = figures.medians(found)
+    return {name: medians[name] for name in LEVELS}, ratios
 
 
-def _called(owners: int) -> str:
-    return f"{owners} owners with weights, bounds and limits" if owners else "one user without any"
-
-
-async def _throughput(workers: Crew, count: int, owners: int) -> float:
+async def _throughput(workers: Crew, count: int, owners: int, limits: tuple[str, ...]) -> float:
     queue = await _connected(workers)
-    if owners:
-        policies = Policies(queue.redis, queue.settings)
-        for n in range(owners):
-            limits = ["in_progress=100", "tokens=100M/1h,wait", "requests=1M/1h", f"weight={1 + n % 10}"]
-            await policies.set_share(f"owner-{n}", Policy.parse(limits))
-            await policies.set_door(f"key{n}", Policy.parse(limits))
+    policies = Policies(queue.redis, queue.settings)
+    for n in range(owners):
+        policy = Policy.parse([*limits, f"weight={1 + n % 10}"])
+        await policies.set_share(f"owner-{n}", policy)
+        await policies.set_door(f"key{n}", policy)
     for low in range(0, count, CHUNK):
         made = (_owned(i, owners) if owners else _specs("noop", "anonymous")(i) for i in range(low, low + CHUNK))
         await queue.submit_many(list(made))
