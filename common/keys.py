@@ -15,10 +15,9 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P parked                zset    parked id -> when (ms)
     P parked:info           hash    parked id -> why (JSON)
     P idem:<digest>         string  id and fingerprint of the request made with this key
-    P limits                hash    key's id -> its limits where jobs are submitted (JSON); on every shard
-    P shares                hash    owner -> weight and limits where jobs are claimed (JSON); on every shard
     P bucket:<subject>      string  how full the limits of a key (k:<id>) are
     P waits:<key>           set     waiting jobs of a key that may have only so many
+    P waits                 string  that there was ever such a key
     P usage:<day>           hash    sums of what was used, by key, model and owner; days since 1970
     P held                  zset    owner whose jobs wait for himself -> when to look at him again (ms)
     P held:<owner>          set     `<lane> <queue>` where he has work

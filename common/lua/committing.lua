@@ -7,15 +7,15 @@ local measured = {jobs = 0, units = 0, gpu = 0} -- of the runs of this call that
 local talk -- the conversation of the job at hand, if it is of one
 local foretold -- when the job at hand was to end, if anybody was told
 local ticket_of, model_of, held_for -- of the job at hand: its ticket, another model than the queue's, what is held for it
+local spent -- of the job at hand: ms of its workers' time in all its runs, this one included
 
 local function stop(id, code, history, step, number, body, usage)
   local key, field = JOB .. id, code == 'f' and 'error' or 'result'
   local after = move(id, q, history, code, number)
-  if usage ~= '' then
-    redis.call('HSET', key, 'history', after, field, body, 'usage', usage)
-  else
-    redis.call('HSET', key, 'history', after, field, body)
-  end
+  local record = {'history', after, field, body}
+  if usage ~= '' then append(record, 'usage', usage) end
+  if spent > 0 then append(record, 'gpu_ms', spent) end
+  redis.call('HSET', key, unpack(record))
   account(id, code, history, usage, ticket_of, model_of, held_for)
   tell(id, code, history)
   redis.call('PEXPIRE', key, RETENTION_MS, 'NX') -- a record that must be kept longer has its end already
@@ -82,16 +82,17 @@ local function commit(i)
   local held, number, body, extra, gpu_ms = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
   local id, step = of_lease(held)
   local code = OUTCOMES[ARGV[i + 1]]
-  local job = redis.call('HMGET', JOB .. id, 'history', 'ticket', 'eta', 'charged', 'model', 'held', 'conversation')
+  local job = redis.call('HMGET', JOB .. id, 'history', 'ticket', 'eta', 'charged', 'model', 'held', 'conversation',
+    'gpu_ms')
   local history, charged = job[1], job[4]
   foretold, ticket_of, model_of, held_for = job[3], job[2], job[5], job[6]
-  talk = job[7]
+  talk, spent = job[7], (job[8] or 0) + gpu_ms
   if not history or not is_last(history, step) then
     return history and is_mine(id, history, step) and 'mine' or 'lost'
   end
   append(leases, held)
   if gpu_ms ~= '0' then
-    redis.call('HINCRBY', JOB .. id, 'gpu_ms', gpu_ms)
+    if code ~= 'c' and code ~= 'i' then redis.call('HSET', JOB .. id, 'gpu_ms', spent) end
     use(who_of(ticket_of, model_of), 'gpu_ms', tonumber(gpu_ms))
   end
   if code == 'q' then

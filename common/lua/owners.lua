@@ -11,7 +11,7 @@ local LEAST_COST = 1 -- ms; also that of a job while nothing is known
 
 local function make_owners()
   local LOOK_AGAIN_MS = 5000 -- at an owner whose jobs' ends were perhaps missed
-  local shares, owed, spent, some_held = {}, {}, {}, nil
+  local shares, owed, spent, crowds, some_held = {}, {}, {}, {}, nil
 
   -- What an owner may have; `text` is what `shares` has of him, if it was read already.
   local function share_of(owner, text)
@@ -25,7 +25,9 @@ local function make_owners()
 
   -- The limits that a queue's jobs fall under: {name, burst, ms until a used unit is free again}.
   local function limits_of(share, q)
+    if share.rows_of == q then return share.rows end
     local out = {}
+    share.rows_of, share.rows = q, out
     if not share.limits then return out end
     local wanted = string.find(q, '}:q:transcription:', 1, true) and 'audio_seconds' or 'tokens'
     for what, most, window, burst in string.gmatch(share.limits, '%["([%a_]+)",([^,]+),(%d+),([^,%]]+)%]') do
@@ -41,6 +43,18 @@ local function make_owners()
     local key = P .. 'spent:' .. owner .. ':' .. limit.name
     spent[key] = spent[key] or {at = tonumber(redis.call('GET', key) or 0)}
     return spent[key]
+  end
+
+  -- Jobs that began or ended in this call, of an owner who may have only so many running: noted, and written together.
+  local function crowd_of(owner)
+    crowds[owner] = crowds[owner] or {key = P .. 'running:' .. owner, joined = {}, left = {}}
+    return crowds[owner]
+  end
+
+  local function keep_crowd(crowd)
+    if #crowd.left > 0 then redis.call('SREM', crowd.key, unpack(crowd.left)) end
+    if #crowd.joined > 0 then redis.call('SADD', crowd.key, unpack(crowd.joined)) end
+    crowd.joined, crowd.left = {}, {}
   end
 
   -- Give owners who have work a place: where they stood, but not before the lane's clock.
@@ -109,7 +123,7 @@ local function make_owners()
       owed[q][owner] = (owed[q][owner] or 0) + cost - paid
     end
     if not (bound or units) then return end
-    if bound then redis.call('SREM', P .. 'running:' .. owner, string.sub(id, 7)) end
+    if bound then append(crowd_of(owner).left, short_of(id)) end
     if units and used then
       for _, limit in ipairs(limits_of(share_of(owner), q)) do
         local kept = free_at(owner, limit)
@@ -120,7 +134,7 @@ local function make_owners()
     if some_held and redis.call('ZSCORE', P .. 'held', owner) then unhold(owner) end
   end
 
-  -- Move the tags of those who were charged too much or too little, and keep what limits have left.
+  -- Move the tags of those who were charged too much or too little; keep whose jobs run, and what limits have left.
   local function settle_tags()
     for q, owners in pairs(owed) do
       local lanes = {}
@@ -132,6 +146,7 @@ local function make_owners()
       end
       owed[q] = nil
     end
+    for _, crowd in pairs(crowds) do keep_crowd(crowd) end
     for key, kept in pairs(spent) do
       if kept.new then redis.call('SET', key, kept.at, 'PX', math.max(0, math.ceil(kept.at - NOW)) + 60000) end
       kept.new = nil
@@ -143,9 +158,13 @@ local function make_owners()
   local function bounds_of(owner, q)
     local share = share_of(owner.name)
     if not (share.most or share.limits) then return nil end
-    local limits, running = limits_of(share, q), P .. 'running:' .. owner.name
+    local limits, crowd, n = limits_of(share, q), nil, nil
     if not share.most and #limits == 0 then return nil end
-    local n = share.most and redis.call('SCARD', running)
+    if share.most then
+      crowd = crowd_of(owner.name)
+      keep_crowd(crowd)
+      n = redis.call('SCARD', crowd.key)
+    end
     for _, limit in ipairs(limits) do limit.kept = free_at(owner.name, limit) end
 
     -- A job that is larger than a whole limit is run when nothing of it is used.
@@ -165,7 +184,7 @@ local function make_owners()
     local function reserve(id, units)
       if n then
         n = n + 1
-        redis.call('SADD', running, short_of(id))
+        append(crowd.joined, short_of(id))
       end
       for _, limit in ipairs(limits) do
         limit.kept.at, limit.kept.new = math.max(NOW, limit.kept.at) + units * limit.per_unit, true

@@ -92,8 +92,9 @@ local function account(id, code, history, usage, ticket, model, held)
 end
 
 local function keep_usage()
+  if next(waits) then redis.call('SET', P .. 'waits', 1) end
   keep_waits('SADD', waits)
-  keep_waits('SREM', waits_no_more)
+  if next(waits_no_more) and redis.call('EXISTS', P .. 'waits') == 1 then keep_waits('SREM', waits_no_more) end
   if not next(whose) then return end
   local key, fresh = P .. 'usage:' .. string.format('%d', math.floor(NOW / 86400000)), false
   local full = redis.call('HLEN', key) >= MOST_FIELDS
