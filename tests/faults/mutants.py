@@ -97,8 +97,8 @@ MUTANTS = (
     Mutant(
         "ended jobs go on counting among the owner's running ones",
         "common/lua/owners.lua",
-        "if bound then redis.call('SREM'",
-        "if false then redis.call('SREM'",
+        "if bound then append(crowd_of(owner).left",
+        "if false then append(crowd_of(owner).left",
         f"{FAIR}::test_every_way_of_ending_lets_the_owners_next_job_run",
     ),
     Mutant(
