@@ -215,6 +215,15 @@ class QueueMachine(RuleBasedStateMachine):
             unfinished[0].held_back = False
             unfinished[0].state = State.QUEUED
 
+    def whose_turn_may_come(self) -> list[Job]:
+        """The one of the conversation whose turn comes when a claim finds that the life of all before him has ended."""
+        for job in [job for job in self.jobs.values() if job.talks and job.state not in TERMINAL]:
+            if not job.outlived:
+                return [job] if job.held_back else []
+            if job.state is not State.QUEUED and not job.held_back:
+                break
+        return []
+
     def may_run(self) -> list[Job]:
         """Those that wait, without what bob's bound holds back (which of his it is does not matter)."""
         ready = [job for job in self.of(State.QUEUED) if not job.outlived]
@@ -249,26 +258,28 @@ class QueueMachine(RuleBasedStateMachine):
     def claim(self, worker: str, count: int, reply_lost: bool) -> None:
         """A worker gets what it asked for, or all there is; asked again, the same."""
         ready = [job for job in self.of(State.QUEUED) if not job.outlived]
-        most = len(self.may_run())
+        most, turn = len(self.may_run()), self.whose_turn_may_come()
         request = self.requests[worker] = self.requests.get(worker, 0) + 1
         claimed = self.wait_for(self.world.queue.claim(QUEUE, worker, count, request))
         if reply_lost:
             assert self.wait_for(self.world.queue.claim(QUEUE, worker, count, request)) == claimed
         # A job whose next death would park it ends the claim: nothing is handed out behind it.
         cut_short = bool(claimed) and claimed[-1].suspect
-        assert len(claimed) == min(count, most) or (cut_short and len(claimed) < count)
-        assert {one.id for one in claimed} <= {job.id for job in ready}
+        assert min(count, most) <= len(claimed) <= min(count, most + len(turn)) or (cut_short and len(claimed) < count)
+        assert {one.id for one in claimed} <= {job.id for job in ready + turn}
         for one in claimed:
             job = self.jobs[one.id]
             job.state, job.claims, job.was_given_back = State.IN_PROGRESS, job.claims + 1, False
+            job.held_back = False
             assert (one.claims, one.user, one.lane) == (job.claims, job.user, job.lane)
             assert one.suspect == (job.deaths == MAX_DEATHS - 1)
             self.deliveries.append(Delivery(one, worker, one.seq))
-        for job in self.of(State.QUEUED):  # a claim may have met those whose life has ended
-            if job.outlived and self.wait_for(self.world.state(job.id)) == "expired":
-                job.state = State.EXPIRED
+        for job in self.jobs.values():  # a claim may have met those whose life has ended
+            in_line = job.state is State.QUEUED or job.held_back
+            if in_line and job.outlived and self.wait_for(self.world.state(job.id)) == "expired":
+                job.state, job.held_back = State.EXPIRED, False
         self.pass_the_turn_on()
-        if len(claimed) < count and not cut_short:
+        if len(claimed) < count and not cut_short and not turn:
             assert not [self.plain.exists(f"{self.world.q}{lane}:users") for lane in LANES].count(1)
 
     @rule(worker=workers, count=st.integers(1, 4))
