@@ -41,12 +41,19 @@ LARGEST_MS = 100
 TIER = ("requests=1M/1h",)
 BOUND = (*TIER, "in_progress=100")
 #: Who submits the no-op jobs: how many owners, each with a key and a weight of 1 to 10, and what bounds them.
+ALL = (*BOUND, "tokens=100M/1h,wait")
 LEVELS: dict[str, tuple[int, tuple[str, ...]]] = {
     "one user without any": (0, ()),
     "10 owners, weights, requests": (10, TIER),
     "10 owners, also in_progress": (10, BOUND),
-    "10 owners, also tokens,wait": (10, (*BOUND, "tokens=100M/1h,wait")),
-    "100 owners, all that": (100, (*BOUND, "tokens=100M/1h,wait")),
+    "10 owners, also tokens,wait": (10, ALL),
+    "100 owners, all that": (100, ALL),
+}
+#: The same with jobs that last so long: 100 slots can do 10,000 of them a second.
+SHORT_MS = 10
+SHORT: dict[str, tuple[int, tuple[str, ...]]] = {
+    f"jobs of {SHORT_MS} ms: one user without any": (0, ()),
+    f"jobs of {SHORT_MS} ms: 100 owners, all that": (100, ALL),
 }
 CHUNK = 1_000
 LIMIT_S = 300.0
@@ -64,7 +71,7 @@ SHARE: tuple[Column, ...] = (
     ("off_percent", "off by %", 1),
 )
 CLAIM: tuple[Column, ...] = (("claim_us", "claim, Redis µs/job", 2), ("commit_us", "commit, Redis µs/job", 2))
-COST: tuple[Column, ...] = (("jobs_s", "no-op jobs/s", 0),)
+COST: tuple[Column, ...] = (("jobs_s", "jobs/s", 0),)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,25 +228,26 @@ async def _claims(users: int, rounds: int) -> tuple[dict[str, dict[str, float]],
 
 
 def _costs(count: int, rounds: int) -> tuple[dict[str, dict[str, float]], dict[str, float | None]]:
-    found = []
+    found, kinds = [], [(name, *level, 0) for name, level in LEVELS.items()]
+    kinds += [(name, *level, SHORT_MS) for name, level in SHORT.items()]
     for number in range(rounds):
         row: dict[str, dict[str, float]] = {}
-        for name in list(LEVELS) if number % 2 else list(LEVELS)[::-1]:
+        for name, owners, limits, ms in kinds if number % 2 else kinds[::-1]:
             with crew() as workers:
-                row[name] = {"jobs_s": uvloop.run(_throughput(workers, count, *LEVELS[name]))}
+                row[name] = {"jobs_s": uvloop.run(_throughput(workers, count, owners, limits, ms))}
         print(f"round {number + 1}: " + ", ".join(f"{name} {one['jobs_s']:.0f}/s" for name, one in row.items()))
         found.append(row)
-    off, *on = LEVELS
+    (off, *on), (short_off, short_on) = LEVELS, SHORT
     names = ("requests", "in_progress", "wait", "100_owners")
     ratios = {
-        f"throughput_{short}": figures.ratio(found, name, "jobs_s", [off])
-        for short, name in zip(names, on, strict=True)
+        f"noop_{called}": figures.ratio(found, name, "jobs_s", [off]) for called, name in zip(names, on, strict=True)
     }
+    ratios[f"{SHORT_MS}ms_100_owners"] = figures.ratio(found, short_on, "jobs_s", [short_off])
     medians = figures.medians(found)
-    return {name: medians[name] for name in LEVELS}, ratios
+    return {name: medians[name] for name, *_ in kinds}, ratios
 
 
-async def _throughput(workers: Crew, count: int, owners: int, limits: tuple[str, ...]) -> float:
+async def _throughput(workers: Crew, count: int, owners: int, limits: tuple[str, ...], ms: int = 0) -> float:
     queue = await _connected(workers)
     policies = Policies(queue.redis, queue.settings)
     for n in range(owners):
@@ -247,7 +255,7 @@ async def _throughput(workers: Crew, count: int, owners: int, limits: tuple[str,
         await policies.set_share(f"owner-{n}", policy)
         await policies.set_door(f"key{n}", policy)
     for low in range(0, count, CHUNK):
-        made = (_owned(i, owners) if owners else _specs("noop", "anonymous")(i) for i in range(low, low + CHUNK))
+        made = (_costing(i, owners, ms) for i in range(low, low + CHUNK))
         await queue.submit_many(list(made))
     workers.worker(100)
     await _until(lambda: workers.completed() >= count // 10, "nothing was done")
@@ -258,9 +266,11 @@ async def _throughput(workers: Crew, count: int, owners: int, limits: tuple[str,
     return rate
 
 
-def _owned(i: int, owners: int) -> JobSpec:
-    n = i % owners
-    return JobSpec(kind=QUEUE[0], model=QUEUE[1], input=payload(i), user=f"owner-{n}", api_key=f"key{n}", units=100)
+def _costing(i: int, owners: int, ms: int) -> JobSpec:
+    n = i % max(1, owners)
+    whose: dict[str, Any] = {"user": f"owner-{n}", "api_key": f"key{n}", "units": 100} if owners else {}
+    what: dict[str, Any] = {"function": "nap", "input": {"ms": ms}} if ms else {"input": payload(i)}
+    return JobSpec(kind=QUEUE[0], model=QUEUE[1], **what, **whose)
 
 
 def _specs(function: str, user: str) -> Any:
