@@ -5,7 +5,10 @@
 -- atomic because a job must have its lease the moment it leaves the queue. The request number makes a retry after a
 --         lost reply return the same jobs; without it they would stand in progress with nobody to run them.
 -- include job.lua
+local function main()
 -- include claiming.lua
 claim_or_repeat()
 finish(ARGV[7])
 return taken
+end
+return main()

@@ -7,8 +7,11 @@
 -- atomic because a worker that lost its lease must change nothing, and a result, its event and the end of the
 --         job's place in the queue must appear together.
 -- include job.lua
+local function main()
 -- include pace.lua
 -- include committing.lua
 commit_from(4, ARGV[2])
 finish(ARGV[3])
 return answers
+end
+return main()

@@ -28,7 +28,7 @@ local function stop(id, code, history, step, number, body, usage)
     count(q, 'cost:' .. currency .. ':' .. model, tonumber(cost))
   end
   append(closed, id)
-  if talk then pass_turn(id, of_ticket(redis.call('HGET', key, 'ticket')).user, talk) end
+  if talk then conversations().pass_turn(id, of_ticket(redis.call('HGET', key, 'ticket')).user, talk) end
   observe(q, 'run', NOW - tonumber(string.sub(step, -13)))
   if foretold then judge(q, foretold, NOW) end
 end

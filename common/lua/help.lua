@@ -7,6 +7,7 @@
 -- atomic because a job must have its lease the moment it leaves the queue; that no other worker was there to take
 --         it is true of the same moment.
 -- include job.lua
+local function main()
 -- include claiming.lua
 local AFTER_MS = tonumber(ARGV[9])
 
@@ -50,3 +51,5 @@ helping = true
 claim_or_repeat()
 finish(ARGV[7])
 return taken
+end
+return main()

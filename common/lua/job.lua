@@ -1,7 +1,9 @@
 -- job.lua: what the scripts share. Included at the top of each; not run by itself.
 -- KEYS[1] is always the shard's prefix; key names are those of common/keys.py.
 -- Time is Redis' own, in milliseconds: no client's clock decides anything.
--- All of this runs anew with every call, so what few calls need stands inside the function that needs it.
+-- All of this runs anew with every call, so what few calls need stands inside the function that needs it. A script of
+-- many functions has them in a `main`: each function that Lua makes looks up what it takes from outside, one by one, and
+-- inside another one that has been done (claim: 15 us a call before it does anything, instead of 27).
 --
 -- A record's `history` is every state that the job has had: steps `<number><code><milliseconds>` with spaces between.
 -- Its last step says the state. One that begins with `w` is of a job that brought a webhook.
@@ -244,7 +246,7 @@ local function end_job(id, code, reason, message, retention_ms, by_now, read)
   account(id, code, history, '', job[1], job[5], job[6])
   tell(id, code, history)
   close(id, retention_ms)
-  if job[7] then pass_turn(id, ticket.user, job[7]) end
+  if job[7] then conversations().pass_turn(id, ticket.user, job[7]) end
   return STATES[before]
 end
 
@@ -291,7 +293,7 @@ local function finish(events_kept)
     end
     ring(q)
   end
-  keep_buckets()
+  if limits_made then limits_made.keep_buckets() end
   keep_usage()
   for q, fields in pairs(tally) do
     for field, by in pairs(fields) do redis.call('HINCRBY', q .. 'counts', field, by) end

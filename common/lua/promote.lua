@@ -34,9 +34,9 @@ for _, id in ipairs(ids) do
   local key = P .. 'job:' .. id
   local job = redis.call('HMGET', key, 'ticket', 'history', 'conversation')
   local ticket = job[1] and of_ticket(job[1])
-  local first = job[3] and has_turn(conversation_of(ticket.user, job[3]))
+  local first = job[3] and conversations().has_turn(conversations().conversation_of(ticket.user, job[3]))
   if first and first ~= short_of(id) then
-    redis.call('ZADD', P .. 'due', NOW + TURN_LOOK_MS, id)
+    redis.call('ZADD', P .. 'due', NOW + conversations().TURN_LOOK_MS, id)
   elseif job[1] and code_of(job[2]) == 's' then
     local q = at(ticket.queue)
     enqueue(q, id, ticket.lane, ticket.user)

@@ -17,6 +17,7 @@
 --         by the caller, so that sending the same call again after a lost reply changes nothing. What a key may use is
 --         taken at the moment at which its job is accepted: a job that was accepted before, or is refused, takes nothing.
 -- include job.lua
+local function main()
 local IDEMPOTENCY_MS, MAX_DEPTH, EVENTS_KEPT, ORDINARY_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local USAGE_MS, RETENTION_MS, MOST_TURNS = ARGV[5], ARGV[6], 1000
 local HELD = {tokens = true, audio_seconds = true, cost = true} -- what a job may give back when it ends
@@ -117,9 +118,9 @@ local function stopped_at(door, i, queue, api_key)
   if not door.limits then return end
   local subject = 'k:' .. api_key
   local needs = needs_of(i, subject)
-  local wait, violated = take_from(subject, door.limits, needs, HELD)
+  local wait, violated = limits().take_from(subject, door.limits, needs, HELD)
   if not wait then
-    last.held = last.held or held_of(subject, needs, HELD)
+    last.held = last.held or limits().held_of(subject, needs, HELD)
     return nil, last.held
   end
   local names = {}
@@ -132,15 +133,15 @@ end
 
 -- Whether a job's conversation lets it in: nothing, or why not.
 local function has_no_room(user, conversation)
-  local key = conversation_of(user, string.sub(conversation, 2))
-  local first, mode = has_turn(key), string.sub(conversation, 1, 1)
+  local key = conversations().conversation_of(user, string.sub(conversation, 2))
+  local first, mode = conversations().has_turn(key), string.sub(conversation, 1, 1)
   if first and mode == 'r' then return {'busy', id_of(first)} end
   if mode == 'e' and redis.call('LLEN', key) >= MOST_TURNS then return {'full', 60} end
 end
 
 -- Take a place in a conversation; true if the job has to wait for its turn.
 local function join(id, user, conversation)
-  local key = conversation_of(user, string.sub(conversation, 2))
+  local key = conversations().conversation_of(user, string.sub(conversation, 2))
   if string.sub(conversation, 1, 1) == 'c' then
     local unfinished = redis.call('LRANGE', key, 0, -1)
     redis.call('DEL', key)
@@ -181,7 +182,7 @@ local function accept(i)
   events[#events], events[#events - 1] = nil, nil -- nobody can follow a job whose id nobody has yet
   local record = {}
   if waits then
-    redis.call('ZADD', P .. 'due', NOW + TURN_LOOK_MS, id)
+    redis.call('ZADD', P .. 'due', NOW + conversations().TURN_LOOK_MS, id)
   elseif code == 's' then
     append(record, 'due', due)
     schedule(id, due)
@@ -220,9 +221,11 @@ for i, answer in ipairs(answers) do
   local door = door_of(api_key)
   if door and door.limits and not told[api_key] then
     told[api_key] = true
-    append(answer, standing_of('k:' .. api_key, door.limits))
+    append(answer, limits().standing_of('k:' .. api_key, door.limits))
   end
 end
 if #expiry > 0 then redis.call('ZADD', P .. 'expiry', unpack(expiry)) end
 finish(EVENTS_KEPT)
 return answers
+end
+return main()

@@ -4,6 +4,7 @@
 -- returns {what commit returns, what claim returns}
 -- atomic because the worker never holds more leases than it has slots: it gets new ones only with the old ones gone.
 -- include job.lua
+local function main()
 -- include pace.lua
 -- include committing.lua
 -- include claiming.lua
@@ -11,3 +12,5 @@ commit_from(9, ARGV[6])
 claim_or_repeat()
 finish(ARGV[7])
 return {answers, taken}
+end
+return main()

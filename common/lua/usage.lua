@@ -88,7 +88,7 @@ local function account(id, code, history, usage, ticket, model, held)
   if not used and code_of(history) == 'p' and (code ~= 'f' or redis.call('EXISTS', P .. 'tokens:' .. id) == 1) then
     used = {}
   end
-  settle('k:' .. who.api_key, door.limits or {}, held, used or {tokens = 0, audio_seconds = 0, cost = 0})
+  limits().settle('k:' .. who.api_key, door.limits or {}, held, used or {tokens = 0, audio_seconds = 0, cost = 0})
 end
 
 local function keep_usage()
