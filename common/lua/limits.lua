@@ -139,7 +139,8 @@ local function make_limits()
     end
   end
 
-  return {take_from = take_from, held_of = held_of, settle = settle, standing_of = standing_of, keep_buckets = keep_buckets}
+  return {buckets_of = buckets_of, take_from = take_from, held_of = held_of, settle = settle, standing_of = standing_of,
+    keep_buckets = keep_buckets}
 end
 
 -- Made when first needed, as owners() is.

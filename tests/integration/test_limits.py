@@ -29,18 +29,18 @@ local NOW = math.floor(clock[1] * 1000 + clock[2] / 1000)
 local function append(list, a, b) list[#list + 1] = a if b then list[#list + 1] = b end end
 """
 TAKE = f"""
-local limits, needs, held = {LIMITS}, {{tokens = tonumber(ARGV[3])}}, {{tokens = true}}
-local wait = take_from('k', limits, needs, held)
-local kept = wait and '' or held_of('k', needs, held)
-keep_buckets()
+local rows, needs, held = {LIMITS}, {{tokens = tonumber(ARGV[3])}}, {{tokens = true}}
+local wait = limits().take_from('k', rows, needs, held)
+local kept = wait and '' or limits().held_of('k', needs, held)
+limits().keep_buckets()
 return {{wait or -2, kept}}
 """
 SETTLE = f"""
-settle('k', {LIMITS}, ARGV[4], {{tokens = tonumber(ARGV[3])}})
-keep_buckets()
+limits().settle('k', {LIMITS}, ARGV[4], {{tokens = tonumber(ARGV[3])}})
+limits().keep_buckets()
 """
 LEVEL = f"""
-local bucket = buckets_of('k', {LIMITS})[1]
+local bucket = limits().buckets_of('k', {LIMITS})[1]
 return string.format('%.17g', bucket.used + bucket.held)
 """
 

@@ -224,11 +224,14 @@ class QueueMachine(RuleBasedStateMachine):
                 break
         return []
 
-    def may_run(self) -> list[Job]:
-        """Those that wait, without what bob's bound holds back (which of his it is does not matter)."""
+    def may_run(self, freed: int = 0) -> list[Job]:
+        """Those that wait, without what bob's bound holds back (which of his it is does not matter).
+
+        `freed`: his jobs that count as running and that the claim itself may end.
+        """
         ready = [job for job in self.of(State.QUEUED) if not job.outlived]
         bobs = [job for job in ready if job.user == "bob" and not job.was_given_back]
-        return [job for job in ready if job not in bobs] + bobs[: max(0, MOST_RUNNING - self.running_of_bob())]
+        return [job for job in ready if job not in bobs] + bobs[: max(0, MOST_RUNNING - self.running_of_bob() + freed)]
 
     def running_of_bob(self) -> int:
         """How many jobs of bob's count as running."""
@@ -258,14 +261,16 @@ class QueueMachine(RuleBasedStateMachine):
     def claim(self, worker: str, count: int, reply_lost: bool) -> None:
         """A worker gets what it asked for, or all there is; asked again, the same."""
         ready = [job for job in self.of(State.QUEUED) if not job.outlived]
-        most, turn = len(self.may_run()), self.whose_turn_may_come()
+        least, turn = len(self.may_run()), self.whose_turn_may_come()
+        freed = [job for job in self.of(State.QUEUED) if job.outlived and job.user == "bob" and job.was_given_back]
+        most = len(self.may_run(len(freed))) + len(turn)
         request = self.requests[worker] = self.requests.get(worker, 0) + 1
         claimed = self.wait_for(self.world.queue.claim(QUEUE, worker, count, request))
         if reply_lost:
             assert self.wait_for(self.world.queue.claim(QUEUE, worker, count, request)) == claimed
         # A job whose next death would park it ends the claim: nothing is handed out behind it.
         cut_short = bool(claimed) and claimed[-1].suspect
-        assert min(count, most) <= len(claimed) <= min(count, most + len(turn)) or (cut_short and len(claimed) < count)
+        assert min(count, least) <= len(claimed) <= min(count, most) or (cut_short and len(claimed) < count)
         assert {one.id for one in claimed} <= {job.id for job in ready + turn}
         for one in claimed:
             job = self.jobs[one.id]
