@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from common.access import LONGEST_NAME, OWNER_PATTERN, SCOPES, ApiKey
 from common.api_keys import LONGEST_GRACE_S, LONGEST_LIFE_S, ApiKeys, Asked, key_out
-from common.errors import MalformedBody
+from producer.asked import read
 from producer.auth import who
-from producer.body import json_body
-from producer.explain import invalid_body
 from producer.openapi import answers, body_of
 from producer.record import answer
 from producer.routes import Edge, edge
@@ -124,7 +122,7 @@ class AuditOut(BaseModel):
 )
 async def create(request: Request) -> Response:
     """Make a key. Its text is in this answer only: what is stored is its SHA-256."""
-    here, asked = edge(request), await _read(NewKeyAsked, request)
+    here, asked = edge(request), await read(NewKeyAsked, request)
     wanted = Asked(
         name=asked.name,
         tier=asked.tier,
@@ -162,7 +160,7 @@ async def key(request: Request, key_id: KeyId) -> Response:
 )
 async def rotate(request: Request, key_id: KeyId) -> Response:
     """Another secret under the same id; the one before counts for `grace_s` seconds more."""
-    here, asked = edge(request), await _read(RotationAsked, request)
+    here, asked = edge(request), await read(RotationAsked, request)
     rotated, new = await _keys(here).rotate(key_id, asked.grace_s, _actor(request))
     return answer({**key_out(rotated, here.settings), "key": new.text})
 
@@ -186,7 +184,7 @@ async def revoke(request: Request, key_id: KeyId) -> Response:
 )
 async def set_limits(request: Request, key_id: KeyId) -> Response:
     """Other limits in place of its own, and another tier if one is given; they hold from the next call on."""
-    here, asked = edge(request), await _read(LimitsAsked, request)
+    here, asked = edge(request), await read(LimitsAsked, request)
     return _answer(here, await _keys(here).set_limits(key_id, asked.tier, asked.limits, _actor(request)))
 
 
@@ -210,16 +208,3 @@ def _actor(request: Request) -> str:
 
 def _answer(here: Edge, one: ApiKey) -> Response:
     return answer(key_out(one, here.settings))
-
-
-Shape = TypeVar("Shape", bound=BaseModel)
-
-
-async def _read(shape: type[Shape], request: Request) -> Shape:
-    body = await json_body(request) if await request.body() else {}
-    if isinstance(body, list):
-        raise MalformedBody("it is a list; an object is expected")
-    try:
-        return shape.model_validate(body)
-    except ValidationError as error:
-        raise invalid_body(error, whole=True) from None

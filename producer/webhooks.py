@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ValidationError
 
 from common.destinations import parse
 from common.endpoints import Endpoint, Endpoints, Secret
-from common.errors import MalformedBody, NoDelivery, NoEndpoint, StoreUnavailable
+from common.errors import NoDelivery, NoEndpoint, StoreUnavailable
 from common.outbox import Delivery, Outbox
 from common.webhooks import EVENT_TYPES, hint, new_key, new_secret, public_key
+from producer.asked import read
 from producer.auth import who
-from producer.body import json_body
-from producer.explain import invalid_body
 from producer.openapi import answers
 from producer.problems import Refusal
 from producer.record import answer
@@ -48,7 +46,7 @@ DeliveryId = Annotated[str, Path(description="A delivery's id.", examples=["dlv_
 @router.post("/v1/webhook_endpoints", include_in_schema=False)
 async def create(request: Request) -> Response:
     """Make an endpoint; the answer has its secret."""
-    here, asked = edge(request), await _read(NewEndpoint, request)
+    here, asked = edge(request), await read(NewEndpoint, request)
     user = who(request).user(asked.user)
     check_webhook_url(here.submitter.destinations, "url", asked.url)
     secret = _secret(asked.secret, asked.signature)
@@ -92,7 +90,7 @@ async def endpoint(request: Request, endpoint_id: str) -> Response:
 @router.post("/v1/webhook_endpoints/{endpoint_id}", include_in_schema=False)
 async def change(request: Request, endpoint_id: str) -> Response:
     """Change an endpoint; enabled again, it hears of what ends from now on."""
-    here, asked = edge(request), await _read(ChangedEndpoint, request)
+    here, asked = edge(request), await read(ChangedEndpoint, request)
     await _owned(request, endpoint_id)
     if asked.url is not None:
         check_webhook_url(here.submitter.destinations, "url", asked.url)
@@ -119,7 +117,7 @@ async def delete(request: Request, endpoint_id: str) -> Response:
 @router.post("/v1/webhook_endpoints/{endpoint_id}/rotate_secret", include_in_schema=False)
 async def rotate_secret(request: Request, endpoint_id: str) -> Response:
     """A new secret; the old one signs beside it for as long as was asked."""
-    asked = await _read(Rotation, request)
+    asked = await read(Rotation, request)
     before = await _owned(request, endpoint_id)
     secret = _secret(asked.secret, asked.signature or _kind(before.secrets[0].text))
     rotated = await _endpoints(edge(request)).change(
@@ -131,7 +129,7 @@ async def rotate_secret(request: Request, endpoint_id: str) -> Response:
 @router.post("/v1/webhook_endpoints/{endpoint_id}/test", include_in_schema=False)
 async def test(request: Request, endpoint_id: str) -> Response:
     """Send a sample and say what the receiver answered. A delivery worker sends it, as it would any other."""
-    here, asked = edge(request), await _read(Trial, request)
+    here, asked = edge(request), await read(Trial, request)
     found = await _owned(request, endpoint_id)
     outbox = _outbox(here)
     sample = await outbox.sample(endpoint_id, found.user, asked.event_type)
@@ -283,17 +281,3 @@ def _secret(given: str | None, signature: str) -> str:
 
 def _kind(secret: str) -> str:
     return "ed25519" if public_key(secret) else "hmac"
-
-
-Shape = TypeVar("Shape", bound=BaseModel)
-
-
-async def _read(shape: type[Shape], request: Request) -> Shape:
-    # The SDK sends no body where nothing was given.
-    body = await json_body(request) if await request.body() else {}
-    if isinstance(body, list):
-        raise MalformedBody("it is a list; an object is expected")
-    try:
-        return shape.model_validate(body)
-    except ValidationError as error:
-        raise invalid_body(error, whole=True) from None
