@@ -22,8 +22,8 @@ from common.jobs import decode, encode
 from common.keys import Keys
 from common.limits import Policy
 from common.policies import Policies
-from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
+from common.store import answered
 
 log = logging.getLogger("jarvis.keys")
 
@@ -146,15 +146,15 @@ class ApiKeys:
         """Bring the limits of these keys, and of those that a process died over, to every shard. Safe to repeat."""
         version_key, dirty_key = f"{self._prefix}api_keys:version", f"{self._prefix}api_keys:dirty"
         for _ in range(TRIES):
-            version = await self._call(self.redis.get(version_key)) or b"0"
-            dirty = [name.decode() for name in await self._call(self.redis.hkeys(dirty_key))]
+            version = await answered(self.redis.get(version_key)) or b"0"
+            dirty = [name.decode() for name in await answered(self.redis.hkeys(dirty_key))]
             ids = sorted({*key_ids, *dirty})
             found = await self._many(ids)
             now_ms = time.time() * 1000
             for one in found:
                 await self._set_door(one)
             for gone in set(ids) - {one.id for one in found}:
-                await self._call(self.policies.set_door(gone, Policy()))
+                await answered(self.policies.set_door(gone, Policy()))
             for owner in {one.owner for one in found}:
                 await self._set_share(owner, now_ms)
             if await self._run("api_key_applied", version, *ids):
@@ -169,13 +169,13 @@ class ApiKeys:
         # A key that was revoked keeps its limits: its jobs can be run again.
         policy = self._policy(one)
         if policy is not None:
-            await self._call(self.policies.set_door(one.id, policy))
+            await answered(self.policies.set_door(one.id, policy))
 
     async def _set_share(self, owner: str, now_ms: float) -> None:
-        ids = await self._call(self.redis.smembers(f"{self._prefix}api_keys:of:{owner}"))
+        ids = await answered(self.redis.smembers(f"{self._prefix}api_keys:of:{owner}"))
         found = await self._many([name.decode() for name in ids])
         policies = [policy for one in found if one.live(now_ms) and (policy := self._policy(one)) is not None]
-        await self._call(self.policies.set_share(owner, widest(policies)))
+        await answered(self.policies.set_share(owner, widest(policies)))
 
     def _policy(self, one: ApiKey) -> Policy | None:
         try:
@@ -189,7 +189,7 @@ class ApiKeys:
 
     async def any_made(self) -> bool:
         """Whether there ever was a key. Raises StoreUnavailable."""
-        return bool(await self._call(self.redis.exists(f"{self._prefix}api_keys:made")))
+        return bool(await answered(self.redis.exists(f"{self._prefix}api_keys:made")))
 
     async def get(self, key_id: str) -> ApiKey:
         """A key's record. Raises NoKey, StoreUnavailable."""
@@ -200,17 +200,17 @@ class ApiKeys:
 
     async def look(self, key_id: str) -> ApiKey | None:
         """A key's record, None when there is no such key. Raises StoreUnavailable."""
-        return _record(key_id, await self._call(self.redis.hgetall(self._key(key_id))))
+        return _record(key_id, await answered(self.redis.hgetall(self._key(key_id))))
 
     async def all(self) -> list[ApiKey]:
         """Every key, oldest first."""
-        ids = await self._call(self.redis.zrange(f"{self._prefix}api_keys", 0, -1))
+        ids = await answered(self.redis.zrange(f"{self._prefix}api_keys", 0, -1))
         return await self._many([name.decode() for name in ids])
 
     async def audited(self, after: str | None = None, limit: int = 50) -> list[Audited]:
         """Entries of the audit, newest first; `after` is the id of the last one seen."""
         start = f"({after}" if after else "+"
-        rows = await self._call(self.redis.xrevrange(f"{self._prefix}audit", max=start, count=limit))
+        rows = await answered(self.redis.xrevrange(f"{self._prefix}audit", max=start, count=limit))
         return [_audited(entry, fields) for entry, fields in rows]
 
     # -- inside
@@ -255,7 +255,7 @@ class ApiKeys:
         pipe = self.redis.pipeline(transaction=False)
         for key_id in ids:
             pipe.hgetall(self._key(key_id))
-        rows = await self._call(pipe.execute()) if ids else []
+        rows = await answered(pipe.execute()) if ids else []
         return [one for key_id, row in zip(ids, rows, strict=True) if (one := _record(key_id, row))]
 
     async def _again(self, name: str, *args: Any) -> Any:
@@ -266,13 +266,7 @@ class ApiKeys:
             return await self._run(name, *args)
 
     async def _run(self, name: str, *args: Any) -> Any:
-        return await self._call(scripts.run(self.redis, name, self._prefix, *args))
-
-    async def _call(self, call: Any) -> Any:
-        try:
-            return await call
-        except UNAVAILABLE as error:
-            raise unavailable(error) from error
+        return await answered(scripts.run(self.redis, name, self._prefix, *args))
 
 
 def _record(key_id: str, row: dict[bytes, bytes]) -> ApiKey | None:

@@ -20,8 +20,9 @@ from common.errors import IdempotencyMismatch, NotFound, TooMany
 from common.files import FileRecord, forget_gone, ids_after, list_of, stored
 from common.jobs import decode, encode
 from common.keys import Keys, is_batch_id, new_batch_id
-from common.queue import UNAVAILABLE, Key, unavailable
+from common.queue import Key
 from common.settings import Settings
+from common.store import UNAVAILABLE, answered
 from common.webhooks import Hook
 
 log = logging.getLogger("jarvis.batches")
@@ -191,7 +192,7 @@ class Batches:
 
     async def get(self, batch_id: str, owner: str | None = None) -> Batch:
         """A batch. Raises NotFound, StoreUnavailable."""
-        values = await self._call(self.redis.hmget(self._key(batch_id), list(_FIELDS)))
+        values = await answered(self.redis.hmget(self._key(batch_id), list(_FIELDS)))
         found = _batch(batch_id, values)
         if found is None or owner not in (None, found.asked.user):
             raise NotFound(batch_id, "batch")
@@ -216,24 +217,24 @@ class Batches:
             pipe = self.redis.pipeline(transaction=False)
             for name in ids:
                 pipe.hmget(self._key(name), list(_FIELDS))
-            rows = await self._call(pipe.execute())
+            rows = await answered(pipe.execute())
             found += [one for name, row in zip(ids, rows, strict=True) if (one := _batch(name, row))]
         return found[:limit], len(found) > limit
 
     async def reads(self, blob: str) -> bool:
         """Whether an unfinished batch reads this content."""
-        names = await self._call(self.redis.zrange(f"{self._prefix}batches:due", 0, -1))
+        names = await answered(self.redis.zrange(f"{self._prefix}batches:due", 0, -1))
         pipe = self.redis.pipeline(transaction=False)
         for name in names:
             pipe.hget(self._key(name.decode()), "about")
-        rows = await self._call(pipe.execute())
+        rows = await answered(pipe.execute())
         return any(decode(row, type=BatchAsked).blob == blob for row in rows if row)
 
     # -- the moves of who works on a batch; `owner` is its name
 
     async def wait_for_work(self, timeout_s: float) -> None:
         """Wait until there may be a batch to take, or the time is over."""
-        await self._call(scripts.execute(self.redis, "BLPOP", f"{self._prefix}batches:bell", timeout_s))
+        await answered(scripts.execute(self.redis, "BLPOP", f"{self._prefix}batches:bell", timeout_s))
 
     async def claim(self, owner: str) -> Claimed | None:
         """Take a batch that nobody works on, if there is one."""
@@ -256,7 +257,7 @@ class Batches:
 
     async def planned(self, batch_id: str) -> list[Stretch]:
         """The stretches of a batch that is in progress."""
-        return decode(await self._call(self.redis.hget(self._key(batch_id), "plan")) or b"[]", type=list[Stretch])
+        return decode(await answered(self.redis.hget(self._key(batch_id), "plan")) or b"[]", type=list[Stretch])
 
     async def store_part(
         self, batch_id: str, owner: str, number: int, part: Part, counts: Live, live: Live, usage: dict[str, int]
@@ -269,7 +270,7 @@ class Batches:
 
     async def parts(self, batch_id: str) -> dict[int, Part]:
         """The stored parts by the number of their stretch."""
-        rows = await self._call(self.redis.hgetall(f"{self._key(batch_id)}:parts"))
+        rows = await answered(self.redis.hgetall(f"{self._key(batch_id)}:parts"))
         return {int(number): decode(row, type=Part) for number, row in rows.items()}
 
     async def finalize(self, batch_id: str, owner: str, ending: BatchState) -> Moved:
@@ -314,13 +315,7 @@ class Batches:
         return f"{self._prefix}batch:{batch_id}"
 
     async def _run(self, name: str, *args: Any) -> Any:
-        return await self._call(scripts.run(self.redis, name, self._prefix, *args))
-
-    async def _call(self, call: Any) -> Any:
-        try:
-            return await call
-        except UNAVAILABLE as error:
-            raise unavailable(error) from error
+        return await answered(scripts.run(self.redis, name, self._prefix, *args))
 
 
 def _digest(asked: BatchAsked, key: str) -> str:

@@ -10,7 +10,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import redis.asyncio as redis
@@ -19,8 +18,8 @@ from common import scripts
 from common.errors import EndpointsFull, NoEndpoint, StoreUnavailable
 from common.jobs import decode, encode
 from common.keys import Keys
-from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
+from common.store import answered
 from common.webhooks import EVENT_TYPES, Payload
 
 #: Most endpoints of one user, and secrets of one endpoint that are valid at a time.
@@ -120,9 +119,9 @@ class Endpoints:
                 if user is None
                 else self.redis.smembers(f"{prefix}endpoints:{user}")
             )
-            ids = [one.decode() for one in await self._call(call)]
+            ids = [one.decode() for one in await answered(call)]
             if ids:
-                rows = await self._call(self.redis.mget([f"{prefix}endpoint:{one}" for one in ids]))
+                rows = await answered(self.redis.mget([f"{prefix}endpoint:{one}" for one in ids]))
                 found += [decode(row, type=Endpoint) for row in rows if row]
         return sorted(found, key=lambda one: (one.created_at, one.id))
 
@@ -130,9 +129,9 @@ class Endpoints:
         """Bring every shard's notes in line with the documents."""
         known = {one.id: one for one in await self.all()}
         for prefix in self.keys.prefixes():
-            for owner in await self._call(scripts.execute(self.redis, "SMEMBERS", f"{prefix}owners")):
+            for owner in await answered(scripts.execute(self.redis, "SMEMBERS", f"{prefix}owners")):
                 user = owner.decode()
-                noted_ids = await self._call(scripts.execute(self.redis, "HKEYS", f"{prefix}hooks:{user}"))
+                noted_ids = await answered(scripts.execute(self.redis, "HKEYS", f"{prefix}hooks:{user}"))
                 for noted in noted_ids or [b""]:
                     # One that was made since the documents were read is there to stay.
                     if noted.decode() not in known and (not noted or await self._is_gone(noted.decode())):
@@ -150,9 +149,7 @@ class Endpoints:
         return False
 
     async def _read(self, endpoint_id: str) -> tuple[bytes, Endpoint]:
-        document = await self._call(
-            scripts.execute(self.redis, "GET", f"{self._of(endpoint_id)}endpoint:{endpoint_id}")
-        )
+        document = await answered(scripts.execute(self.redis, "GET", f"{self._of(endpoint_id)}endpoint:{endpoint_id}"))
         if document is None:
             raise NoEndpoint(endpoint_id)
         return document, decode(document, type=Endpoint)
@@ -160,7 +157,7 @@ class Endpoints:
     async def _write(self, endpoint_id: str, user: str, before: bytes, after: Endpoint | None) -> bool:
         document = encode(after) if after else b""
         args = endpoint_id, user, before, document, MOST_ENDPOINTS
-        answer = await self._call(scripts.run(self.redis, "endpoint", self._of(endpoint_id), *args))
+        answer = await answered(scripts.run(self.redis, "endpoint", self._of(endpoint_id), *args))
         if answer == b"full":
             raise EndpointsFull(f"user {user} has {MOST_ENDPOINTS} webhook endpoints, which is as many as it may have")
         if answer == b"changed":
@@ -174,7 +171,7 @@ class Endpoints:
 
     async def _note(self, prefix: str, user: str, endpoint_id: str, version: int, wants: tuple[str, ...]) -> None:
         kinds = "".join(f" {kind}" for kind in wants)
-        await self._call(scripts.run(self.redis, "hook", prefix, user, endpoint_id, version, kinds))
+        await answered(scripts.run(self.redis, "hook", prefix, user, endpoint_id, version, kinds))
 
     def _of(self, endpoint_id: str) -> str:
         shard = endpoint_id[3:5]
@@ -182,9 +179,3 @@ class Endpoints:
         if not known or not all(c in "0123456789abcdef" for c in shard) or int(shard, 16) >= self.keys.shards:
             raise NoEndpoint(endpoint_id)
         return self.keys.prefix(shard)
-
-    async def _call(self, call: Any) -> Any:
-        try:
-            return await call
-        except UNAVAILABLE as error:
-            raise unavailable(error) from error

@@ -20,8 +20,8 @@ from common.blobs import Blobs
 from common.errors import NotFound, TooMany
 from common.jobs import decode, encode
 from common.keys import Keys, is_file_id, new_file_id
-from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
+from common.store import answered
 
 log = logging.getLogger("jarvis.files")
 
@@ -77,7 +77,7 @@ class Files:
 
     async def get(self, file_id: str, owner: str | None = None) -> FileRecord:
         """A file's record. Raises NotFound, StoreUnavailable."""
-        record = _record(file_id, await self._call(self.redis.get(self._key(file_id))))
+        record = _record(file_id, await answered(self.redis.get(self._key(file_id))))
         if owner not in (None, record.owner):
             raise NotFound(file_id, "file")
         return record
@@ -116,7 +116,7 @@ class Files:
             if not ids:
                 break
             after = ids[-1]
-            rows = await self._call(self.redis.mget([f"{self._prefix}file:{name}" for name in ids]))
+            rows = await answered(self.redis.mget([f"{self._prefix}file:{name}" for name in ids]))
             for name, row in zip(ids, rows, strict=True):
                 with suppress(NotFound):
                     record = _record(name, row)
@@ -134,13 +134,7 @@ class Files:
         return f"{self._prefix}file:{file_id}"
 
     async def _run(self, name: str, *args: Any) -> Any:
-        return await self._call(scripts.run(self.redis, name, self._prefix, *args))
-
-    async def _call(self, call: Any) -> Any:
-        try:
-            return await call
-        except UNAVAILABLE as error:
-            raise unavailable(error) from error
+        return await answered(scripts.run(self.redis, name, self._prefix, *args))
 
 
 def _record(file_id: str, row: bytes | None) -> FileRecord:
@@ -174,10 +168,7 @@ async def ids_after(client: redis.Redis, key: str, after: str | None, count: int
     low, high = ("-", f"({after}" if after else "+") if newest_first else (f"({after}" if after else "-", "+")
     bounds = (high, low) if newest_first else (low, high)
     command = "ZREVRANGEBYLEX" if newest_first else "ZRANGEBYLEX"
-    try:
-        found = await scripts.execute(client, command, key, *bounds, "LIMIT", 0, count)
-    except UNAVAILABLE as error:
-        raise unavailable(error) from error
+    found = await answered(scripts.execute(client, command, key, *bounds, "LIMIT", 0, count))
     return [name.decode() for name in found]
 
 

@@ -83,6 +83,8 @@ import secrets
 import time
 import zlib
 
+from common.errors import NotFound
+
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]  # ten bits at a time
 
@@ -110,11 +112,19 @@ class Keys:
         """Prefix of the shard that holds a queue."""
         return self.prefix(self.shard_of_queue(queue))
 
-    def of_job(self, job_id: str) -> str | None:
-        """Prefix of the shard that holds a job, or None when this is no job id of ours."""
+    def of_job(self, job_id: str) -> str:
+        """Prefix of the shard that holds a job. Raises NotFound when this is no job id of ours."""
         if not is_job_id(job_id) or int(job_id[4:6], 16) >= self.shards:
-            return None
+            raise NotFound(job_id)
         return self.prefix(job_id[4:6])
+
+    def job(self, job_id: str) -> str:
+        """A job's record. Raises NotFound when this is no job id of ours."""
+        return f"{self.of_job(job_id)}job:{job_id}"
+
+    def tokens(self, job_id: str) -> str:
+        """A job's token, segment and progress events. Raises NotFound when this is no job id of ours."""
+        return f"{self.of_job(job_id)}tokens:{job_id}"
 
     @property
     def files(self) -> str:

@@ -21,8 +21,8 @@ from common.egress import Reply
 from common.errors import NoDelivery
 from common.jobs import decode, encode
 from common.keys import Keys
-from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
+from common.store import answered
 from common.webhooks import Hook
 
 log = logging.getLogger("jarvis.outbox")
@@ -157,13 +157,13 @@ class Outbox:
     async def sample(self, endpoint_id: str, user: str, kind: str) -> str:
         """Send an endpoint an event of a kind about nothing, once; returns the delivery's id."""
         name = f"{endpoint_id[3:5]}{secrets.token_hex(11)}"
-        await self._call(scripts.run(self.redis, "sample", self._of(f"dlv_{name}"), name, kind, user, endpoint_id))
+        await answered(scripts.run(self.redis, "sample", self._of(f"dlv_{name}"), name, kind, user, endpoint_id))
         return f"dlv_{name}-{endpoint_id[3:]}"
 
     async def redeliver(self, delivery_id: str) -> None:
         """Make a delivery due now, whatever became of it. Raises NoDelivery, StoreUnavailable."""
         prefix = self._of(delivery_id)
-        if not await self._call(scripts.run(self.redis, "redeliver", prefix, delivery_id.removeprefix("dlv_"))):
+        if not await answered(scripts.run(self.redis, "redeliver", prefix, delivery_id.removeprefix("dlv_"))):
             raise NoDelivery(delivery_id)
 
     # -- readers
@@ -178,7 +178,7 @@ class Outbox:
     async def attempts(self, delivery_id: str) -> list[Reply]:
         """Its last attempts, oldest first."""
         key = f"{self._of(delivery_id)}attempts:{delivery_id.removeprefix('dlv_')}"
-        rows = await self._call(scripts.execute(self.redis, "LRANGE", key, 0, -1))
+        rows = await answered(scripts.execute(self.redis, "LRANGE", key, 0, -1))
         return [decode(row, type=Reply) for row in rows]
 
     async def page(
@@ -217,7 +217,7 @@ class Outbox:
             pipe.zcard(f"{prefix}outbox")
             pipe.zrange(f"{prefix}outbox", 0, 0, withscores=True)
             pipe.hgetall(f"{prefix}outbox:counts")
-            waiting, first, some = await self._call(pipe.execute())
+            waiting, first, some = await answered(pipe.execute())
             pending += waiting
             if first:
                 oldest = max(oldest, time.time() - first[0][1] / 1000)
@@ -236,7 +236,7 @@ class Outbox:
             key, start = f"{prefix}deliveries", 0
             some: list[tuple[int, str]] = []
             while len(some) < count:
-                page = await self._call(
+                page = await answered(
                     self.redis.zrevrangebyscore(key, top, "-inf", start=start, num=count, withscores=True)
                 )
                 some += [(int(at), one.decode()) for one, at in page]
@@ -256,7 +256,7 @@ class Outbox:
             name = one.removeprefix("dlv_")
             pipe.hgetall(f"{prefix}delivery:{name}")
             pipe.zscore(f"{prefix}outbox", name)
-        rows = await self._call(pipe.execute())
+        rows = await answered(pipe.execute())
         found = []
         for number, one in enumerate(ids):
             fields, due_ms = rows[2 * number : 2 * number + 2]
@@ -274,12 +274,6 @@ class Outbox:
         if int(shard, 16) >= self.keys.shards:
             raise NoDelivery(delivery_id)
         return self.keys.prefix(shard)
-
-    async def _call(self, call: Any) -> Any:
-        try:
-            return await call
-        except UNAVAILABLE as error:
-            raise unavailable(error) from error
 
 
 def _fields(flat: Any) -> dict[bytes, bytes]:

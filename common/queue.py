@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 import redis.asyncio as redis
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from common import scripts
@@ -31,7 +31,6 @@ from common.errors import (
     NotAllowedNow,
     NotFound,
     QueueFull,
-    StoreUnavailable,
 )
 from common.jobs import (
     ClaimedJob,
@@ -50,11 +49,9 @@ from common.keys import Keys, new_job_id
 from common.limits import Left
 from common.settings import Settings
 from common.states import State
+from common.store import UNAVAILABLE, answered, unavailable
 from common.vectors import stored
 from common.webhooks import Hook
-
-#: Redis is away, loading, read-only or out of memory: nothing is wrong with the call, it may be sent again.
-UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, OSError)
 
 #: Jobs in one call of the submit script: bounds how long one call keeps Redis busy (about 5 ms).
 SUBMIT_BATCH = 200
@@ -285,8 +282,7 @@ class Queue:
 
     async def cancel(self, job_id: str) -> None:
         """End a job wherever it stands; a terminal one stays as it is. Raises NotFound, StoreUnavailable."""
-        prefix = self._of(job_id)
-        if await self._run("cancel", prefix, job_id, self._retention_ms, self.settings.events_kept) is None:
+        if await self._end("cancel", job_id) is None:
             raise NotFound(job_id)
 
     async def cancel_each(self, job_ids: Sequence[str]) -> None:
@@ -299,12 +295,12 @@ class Queue:
         """Records that were kept longer (`keep_s`) are kept for their retention from now on."""
         pipe = self.redis.pipeline(transaction=False)
         for job_id in job_ids:
-            pipe.pexpire(f"{self._of(job_id)}job:{job_id}", self._retention_ms)
-        await self._call(pipe.execute())
+            pipe.pexpire(self.keys.job(job_id), self._retention_ms)
+        await answered(pipe.execute())
 
     async def erase(self, job_id: str) -> None:
         """End a job wherever it stands and remove all that is kept of it. Raises NotFound, StoreUnavailable."""
-        kept = await self._run("erase", self._of(job_id), job_id, self._retention_ms, self.settings.events_kept)
+        kept = await self._end("erase", job_id)
         if kept is None:
             raise NotFound(job_id)
         for body in kept:
@@ -316,10 +312,9 @@ class Queue:
 
         Terminal states never change, so the old record stays. Raises NotFound, NotAllowedNow.
         """
-        prefix = self._of(job_id)
-        fields = "ticket", "history", "work", "metadata", "hook", "held", "conversation"
-        call = scripts.execute(self.redis, "HMGET", f"{prefix}job:{job_id}", *fields)
-        found, history, work_bytes, metadata, hook, held, conversation = await self._call(call)
+        fields = ["ticket", "history", "work", "metadata", "hook", "held", "conversation"]
+        values = await answered(self.redis.hmget(self.keys.job(job_id), fields))
+        found, history, work_bytes, metadata, hook, held, conversation = values
         if found is None:
             raise NotFound(job_id)
         state = parse_history(history.decode())[-1][1]
@@ -361,10 +356,10 @@ class Queue:
 
     async def replay(self, parked_id: str) -> Submitted:
         """Take a job off the parked list and submit it again. Raises NotFound, NotAllowedNow."""
-        prefix = self._of(parked_id)
+        prefix = self.keys.of_job(parked_id)
         submitted = await self.retry(parked_id)
-        await self._call(self.redis.zrem(f"{prefix}parked", parked_id))
-        await self._call(self.redis.hdel(f"{prefix}parked:info", parked_id))
+        await answered(self.redis.zrem(f"{prefix}parked", parked_id))
+        await answered(self.redis.hdel(f"{prefix}parked:info", parked_id))
         return submitted
 
     # -- a worker's moves
@@ -477,25 +472,9 @@ class Queue:
         popped = await scripts.execute(self.redis, "BLPOP", key, timeout_s)
         return popped[1] if popped else None
 
-    def _of(self, job_id: str) -> str:
-        prefix = self.keys.of_job(job_id)
-        if prefix is None:
-            raise NotFound(job_id)
-        return prefix
-
-    async def _run(self, name: str, prefix: str, *args: Any) -> Any:
-        return await self._call(scripts.run(self.redis, name, prefix, *args))
-
-    async def _call(self, call: Any) -> Any:
-        try:
-            return await call
-        except UNAVAILABLE as error:
-            raise unavailable(error) from error
-
-
-def unavailable(error: Exception) -> StoreUnavailable:
-    """The error a caller sees when Redis is away."""
-    return StoreUnavailable(type(error).__name__)
+    async def _end(self, name: str, job_id: str) -> Any:
+        args = job_id, self._retention_ms, self.settings.events_kept
+        return await answered(scripts.run(self.redis, name, self.keys.of_job(job_id), *args))
 
 
 def due_ms(spec: JobSpec) -> int:

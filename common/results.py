@@ -21,9 +21,9 @@ from common.errors import NotFound, StoreUnavailable
 from common.jobs import JobError, JobEvent, JobRecord, Priority, Step, Ticket, Work, decode, parse_history, parse_step
 from common.keys import Keys
 from common.looks import Seen
-from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
 from common.states import TERMINAL, State
+from common.store import answered
 from common.vectors import rendered
 from common.waiting import Waiting
 from common.wakes import Wakes
@@ -92,7 +92,7 @@ class Results:
 
     async def ready(self) -> None:
         """Raise StoreUnavailable unless Redis answers."""
-        await self._call(self.redis.ping())
+        await answered(self.redis.ping())
 
     # -- one job
 
@@ -100,8 +100,7 @@ class Results:
 
     async def record(self, job_id: str, position: bool = True, owner: str | None = None) -> JobRecord:
         """A job's record. Raises NotFound, StoreUnavailable."""
-        prefix = self._of(job_id)
-        values = await self._call(self.redis.hmget(f"{prefix}job:{job_id}", _FIELDS))
+        values = await answered(self.redis.hmget(self.keys.job(job_id), _FIELDS))
         record = _owned(job_id, values, owner)
         return await self.placed(record) if position else record
 
@@ -109,7 +108,7 @@ class Results:
         """A record with its place in the line, its reason and its eta; a newer one if it has moved on."""
         if record.terminal:
             return record
-        placed: JobRecord | None = await self._call(self.waiting.placed(record))
+        placed: JobRecord | None = await answered(self.waiting.placed(record))
         return placed or await self.record(record.id)
 
     async def result(self, job_id: str) -> StoredResult | None:
@@ -120,7 +119,7 @@ class Results:
     async def look(self, job_id: str, result: bool = True, owner: str | None = None) -> StoredResult:
         """A job as it stands, without its place, in one read. Raises NotFound, StoreUnavailable."""
         fields = [*_FIELDS, "result"] if result else _FIELDS
-        values = await self._call(self.redis.hmget(f"{self._of(job_id)}job:{job_id}", fields))
+        values = await answered(self.redis.hmget(self.keys.job(job_id), fields))
         raw = values.pop() if result else None
         record = _owned(job_id, values, owner)
         return StoredResult(record, await self.rendered(raw) if raw else None)
@@ -128,7 +127,7 @@ class Results:
     async def whole(self, job_id: str, owner: str | None = None) -> tuple[StoredResult, Work]:
         """A job as it stands, and what it was asked, in one read. Raises NotFound, StoreUnavailable."""
         fields = [*_FIELDS, "result", "work"]
-        *values, raw, work = await self._call(self.redis.hmget(f"{self._of(job_id)}job:{job_id}", fields))
+        *values, raw, work = await answered(self.redis.hmget(self.keys.job(job_id), fields))
         record = _owned(job_id, values, owner)
         found = StoredResult(record, await self.rendered(raw) if raw else None)
         return found, decode(await self.blobs.load(work), type=Work)
@@ -146,8 +145,8 @@ class Results:
         """
         pipe = self.redis.pipeline(transaction=False)
         for job_id in job_ids:
-            pipe.hmget(f"{self._of(job_id)}job:{job_id}", [*_FIELDS, "result"])
-        rows = await self._call(pipe.execute())
+            pipe.hmget(self.keys.job(job_id), [*_FIELDS, "result"])
+        rows = await answered(pipe.execute())
         return [
             (_record(job_id, row[:-1]), row[-1] or b"") if row[0] is not None else None
             for job_id, row in zip(job_ids, rows, strict=True)
@@ -157,8 +156,8 @@ class Results:
         """Where jobs stand, in one round trip; None for those that are gone."""
         pipe = self.redis.pipeline(transaction=False)
         for job_id in job_ids:
-            pipe.hget(f"{self._of(job_id)}job:{job_id}", "history")
-        rows = await self._call(pipe.execute())
+            pipe.hget(self.keys.job(job_id), "history")
+        rows = await answered(pipe.execute())
         return [None if row is None else parse_step(row.decode().rpartition(" ")[2])[1] for row in rows]
 
     async def wait(self, job_id: str, timeout_s: float) -> JobRecord:
@@ -185,11 +184,10 @@ class Results:
 
     async def events(self, job_id: str, after: int = 0) -> list[JobEvent]:
         """The job's events with a sequence number above `after`, in order. Raises NotFound, StoreUnavailable."""
-        prefix = self._of(job_id)
         pipe = self.redis.pipeline(transaction=True)
-        pipe.hmget(f"{prefix}job:{job_id}", ["history", "error"])
-        pipe.xrange(f"{prefix}tokens:{job_id}", min=f"{after + 1}-0", count=10_000)
-        (history, error), tokens = await self._call(pipe.execute())
+        pipe.hmget(self.keys.job(job_id), ["history", "error"])
+        pipe.xrange(self.keys.tokens(job_id), min=f"{after + 1}-0", count=10_000)
+        (history, error), tokens = await answered(pipe.execute())
         if history is None:
             raise NotFound(job_id)
         written = [_token_event(entry, fields) for entry, fields in tokens]
@@ -199,7 +197,7 @@ class Results:
 
     async def emitted(self, job_id: str) -> list[dict[str, Any]]:
         """Data of the token and segment events that earlier deliveries of a job wrote."""
-        entries = await self._call(self.redis.xrange(f"{self._of(job_id)}tokens:{job_id}"))
+        entries = await answered(self.redis.xrange(self.keys.tokens(job_id)))
         return [decode(fields[b"d"]) for _, fields in entries if fields[b"e"] in (b"token", b"segment")]
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent]:
@@ -214,7 +212,7 @@ class Results:
 
     async def follow_together(self, job_id: str, after: int = 0) -> AsyncGenerator[list[JobEvent]]:
         """As `follow`, what came at the same time together: a reader that is slower than the job catches up."""
-        self._of(job_id)
+        self.keys.of_job(job_id)  # raises
         async with self.wakes.listen(job_id, after) as listener:
             events = await self._first(listener.seen, job_id, after)
             while True:
@@ -295,7 +293,7 @@ class Results:
             pipe.xrevrange(f"{prefix}{index}", max=_below(before, shard), count=count)
         rows = [
             (_cursor(entry, shard), f"job_{shard:02x}{fields[b'j'].decode()}", fields[b"u"].decode())
-            for shard, entries in enumerate(await self._call(pipe.execute()))
+            for shard, entries in enumerate(await answered(pipe.execute()))
             for entry, fields in entries
         ]
         rows.sort(key=lambda row: tuple(map(int, row[0].split("-"))), reverse=True)
@@ -307,52 +305,38 @@ class Results:
             return []
         pipe = self.redis.pipeline(transaction=False)
         for job_id in ids:
-            pipe.hmget(f"{self.keys.of_job(job_id)}job:{job_id}", _FIELDS)
-        rows = await self._call(pipe.execute())
+            pipe.hmget(self.keys.job(job_id), _FIELDS)
+        rows = await answered(pipe.execute())
         return [_record(job_id, row) for job_id, row in zip(ids, rows, strict=True) if row[0] is not None]
 
     async def queues(self) -> list[QueueStats]:
         """How each queue stands, by name."""
         rows: list[Any] = []
         for prefix in self.keys.prefixes():
-            rows += await self._call(scripts.run(self.redis, "stats", prefix))
+            rows += await answered(scripts.run(self.redis, "stats", prefix))
         return sorted(map(_stats, rows), key=lambda stats: stats.queue)
 
     async def workers(self, queue: str) -> list[dict[str, Any]]:
         """What each live worker of a queue says of itself."""
         q = self.keys.queue(queue)
-        names = await self._call(self.redis.zrangebyscore(f"{q}workers", time.time() * 1000, "+inf"))
+        names = await answered(self.redis.zrangebyscore(f"{q}workers", time.time() * 1000, "+inf"))
         if not names:
             return []
-        about = await self._call(self.redis.mget([f"{q}worker:{name.decode()}" for name in names]))
+        about = await answered(self.redis.mget([f"{q}worker:{name.decode()}" for name in names]))
         return [decode(text) for text in about if text]
 
     async def parked(self, after: str | None = None, limit: int = 50) -> list[Parked]:
         """Parked jobs and entries, newest first; `after` is the id of the last one seen."""
         rows: list[Parked] = []
         for prefix in self.keys.prefixes():
-            ids = await self._call(self.redis.zrevrange(f"{prefix}parked", 0, -1, withscores=True))
-            infos = await self._call(self.redis.hgetall(f"{prefix}parked:info"))
+            ids = await answered(self.redis.zrevrange(f"{prefix}parked", 0, -1, withscores=True))
+            infos = await answered(self.redis.hgetall(f"{prefix}parked:info"))
             for name, at_ms in ids:
                 info = decode(infos.get(name, b"{}"))
                 rows.append(Parked(name.decode(), info.get("queue", ""), info.get("reason", ""), at_ms / 1000))
         rows.sort(key=lambda row: row.parked_at, reverse=True)
         start = next((i + 1 for i, row in enumerate(rows) if row.id == after), 0)
         return rows[start : start + limit]
-
-    # -- inside
-
-    def _of(self, job_id: str) -> str:
-        prefix = self.keys.of_job(job_id)
-        if prefix is None:
-            raise NotFound(job_id)
-        return prefix
-
-    async def _call(self, call: Any) -> Any:
-        try:
-            return await call
-        except UNAVAILABLE as error:
-            raise unavailable(error) from error
 
 
 def _cursor(entry: bytes, shard: int) -> str:

@@ -12,9 +12,9 @@ import redis.asyncio as redis
 
 from common.errors import InvalidField
 from common.keys import Keys
-from common.queue import UNAVAILABLE, unavailable
 from common.settings import Settings
 from common.states import TERMINAL
+from common.store import answered
 
 Group = Literal["day", "model", "api_key", "owner"]
 GROUPS: tuple[Group, ...] = ("day", "model", "api_key", "owner")
@@ -72,15 +72,12 @@ class UsageSums:
         days = [first + timedelta(number) for number in range((last - first).days + 1)]
         keys = [(f"{prefix}usage:{(day - EPOCH).days}", day) for day in days for prefix in self.keys.prefixes()]
         there: list[tuple[str, date]] = []
-        try:
-            for start in range(0, len(keys), _PIECE):
-                some = keys[start : start + _PIECE]
-                pipe = self.redis.pipeline(transaction=False)
-                for key, _ in some:
-                    pipe.exists(key)
-                there += [one for one, known in zip(some, await pipe.execute(), strict=True) if known]
-        except UNAVAILABLE as error:
-            raise unavailable(error) from error
+        for start in range(0, len(keys), _PIECE):
+            some = keys[start : start + _PIECE]
+            pipe = self.redis.pipeline(transaction=False)
+            for key, _ in some:
+                pipe.exists(key)
+            there += [one for one, known in zip(some, await answered(pipe.execute()), strict=True) if known]
         return there
 
     async def _add(
@@ -95,10 +92,7 @@ class UsageSums:
         match = f"* {'*' if api_key is None else api_key or '-'} * {owner or '*'}"  # only an owner might hold a space
         cursor, seen = 0, dict[bytes, bytes]()  # a scan may tell a field twice
         while True:
-            try:
-                cursor, some = await self.redis.hscan(key, cursor, match=match, count=_PIECE)
-            except UNAVAILABLE as error:
-                raise unavailable(error) from error
+            cursor, some = await answered(self.redis.hscan(key, cursor, match=match, count=_PIECE))
             seen |= some
             if not cursor:
                 break

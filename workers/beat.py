@@ -18,8 +18,9 @@ from pathlib import Path
 import msgspec
 from redis.exceptions import ResponseError
 
-from common.queue import UNAVAILABLE, Queue
+from common.queue import Queue
 from common.settings import Settings
+from common.store import UNAVAILABLE
 from workers.slots import Held, SlotTable
 
 BEATS_PER_LEASE = 4

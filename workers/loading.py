@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager, suppress
 
 from redis.exceptions import ResponseError
 
-from common.queue import UNAVAILABLE, Queue
+from common.queue import Queue
 from common.settings import Settings
+from common.store import UNAVAILABLE
 
 #: Models that are there at once are not announced.
 QUICK_S = 0.2

@@ -161,7 +161,7 @@ class World:
 
     def job_key(self, job_id: str) -> str:
         """The key of a job's record."""
-        return f"{self.queue.keys.of_job(job_id)}job:{job_id}"
+        return self.queue.keys.job(job_id)
 
     def stream(self, user: str = "anonymous", lane: str = "normal") -> str:
         """The key of a user's stream."""

@@ -139,7 +139,7 @@ async def test_7_an_emptied_redis_and_damaged_parts_of_it_need_no_hand(formation
     await until(lambda: _none_waits(formation), "the count of waiting jobs is right again")
 
     jobs = await busy()
-    await redis.delete(f"{formation.queue.keys.of_job(jobs[5])}job:{jobs[5]}")
+    await redis.delete(formation.queue.keys.job(jobs[5]))
     await works_again(formation)
     assert {record.status for record in await formation.ends(jobs[:5])} == {State.COMPLETED}
     await until(lambda: _parked(formation), "the orphan is parked")

@@ -51,7 +51,7 @@ def poisons(canary: Path) -> list[bytes]:
 
 async def forge(formation: Formation, job: str, field: str, value: bytes) -> None:
     call: Any = formation.queue.redis.execute_command
-    await call("HSET", f"{formation.queue.keys.of_job(job)}job:{job}", field, value)
+    await call("HSET", formation.queue.keys.job(job), field, value)
 
 
 def spec(**more: Any) -> JobSpec:

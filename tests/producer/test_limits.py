@@ -191,7 +191,7 @@ async def test_what_a_job_needs_is_counted_by_its_prompt_and_its_parameters(
     for _ in range(2):  # before it is known that the key has limits, and after
         answer = await ann.job(body)
         queue = app.state.edge.queue
-        ticket = await queue.redis.hget(f"{queue.keys.of_job(answer.json()['id'])}job:{answer.json()['id']}", "ticket")
+        ticket = await queue.redis.hget(queue.keys.job(answer.json()["id"]), "ticket")
         assert f" n{units},{ann.id} " in ticket.decode()
 
 

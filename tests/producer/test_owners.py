@@ -75,7 +75,7 @@ async def tenants(app: FastAPI, keys: ApiKeys) -> AsyncIterator[Tenants]:
 async def ticket(app: FastAPI, job: str) -> Ticket:
     """What the queue knows of a job."""
     queue = app.state.edge.queue
-    text = await queue.redis.hget(f"{queue.keys.of_job(job)}job:{job}", "ticket")
+    text = await queue.redis.hget(queue.keys.job(job), "ticket")
     return Ticket.parse(text.decode())
 
 
@@ -214,7 +214,7 @@ async def test_headers_that_name_a_tenant_change_nothing(app: FastAPI, tenants: 
     job = (await tenants.clients["ann"].post("/v1/jobs", json=GENERATION, headers=forged)).json()
     assert job["user"] == "ann"
     queue = app.state.edge.queue
-    record = await queue.redis.hgetall(f"{queue.keys.of_job(job['id'])}job:{job['id']}")
+    record = await queue.redis.hgetall(queue.keys.job(job["id"]))
     assert not any(b"bob" in value for value in record.values())
 
 

@@ -77,7 +77,7 @@ async def test_where_nothing_is_known_polls_become_rarer_as_the_job_grows_old(
     response = await client.post("/v1/jobs", json=GENERATION)
     assert response.json()["eta"] is None
     assert hint(response) == (1, 1000)
-    key = app.state.edge.queue.keys.of_job(response.json()["id"]) + "job:" + response.json()["id"]
+    key = app.state.edge.queue.keys.job(response.json()["id"])
     history = (await app.state.edge.queue.redis.hget(key, "history")).decode()
     await app.state.edge.queue.redis.hset(key, "history", f"{history[:-13]}{int(history[-13:]) - 60_000}")
     assert 11 <= hint(await client.get(response.json()["links"]["self"]))[0] <= 13

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import common.keys as keys_module
+from common.errors import NotFound
 from common.keys import Keys, is_job_id, new_job_id
 from common.scripts import FOLDER
 
@@ -57,17 +59,21 @@ def test_ten_thousand_ids_are_all_different() -> None:
 )
 def test_what_is_no_id_of_ours_has_no_shard(text: str) -> None:
     assert not is_job_id(text)
-    assert Keys("jarvis", 256).of_job(text) is None
+    with pytest.raises(NotFound):
+        Keys("jarvis", 256).of_job(text)
 
 
 @given(st.text())
 def test_no_text_makes_the_check_of_an_id_fail(text: str) -> None:
-    assert Keys("jarvis", 16).of_job(text) is None or is_job_id(text)
+    with suppress(NotFound):
+        Keys("jarvis", 16).of_job(text)
+        assert is_job_id(text)
 
 
 def test_an_id_of_a_shard_that_is_not_there_is_not_ours() -> None:
-    assert Keys("jarvis", 16).of_job(new_job_id("10")) is None
-    assert Keys("jarvis", 17).of_job(new_job_id("10")) is not None
+    with pytest.raises(NotFound):
+        Keys("jarvis", 16).of_job(new_job_id("10"))
+    assert Keys("jarvis", 17).of_job(new_job_id("10")) == "jarvis:{10}:"
 
 
 @given(st.text(min_size=1, max_size=40), st.integers(1, 256))

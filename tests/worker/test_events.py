@@ -215,7 +215,7 @@ async def test_events_of_a_lost_lease_are_not_written_and_stop_the_run(place: Pl
     job = await place.submit()
     await place.status(job, "in_progress")
     # Another delivery of the same job, as after a rescue: what the first one writes now must be refused.
-    key = f"{place.queue.keys.of_job(job)}job:{job}"
+    key = place.queue.keys.job(job)
     another = "1q1000000000000 2p1000000000000 3q1000000000000 4p1000000000000"
     await execute(place.queue.redis, "HSET", key, "history", another)
     before = len(await place.results.events(job))

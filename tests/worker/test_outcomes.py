@@ -128,7 +128,7 @@ async def test_an_unknown_function_fails_the_job_at_once(place: Place) -> None:
 @pytest.mark.parametrize("work", [b"\x80\x04N.", b"{", b'{"input": {}, "v": 99}', b'{"input": []}', b'"\xff"'])
 async def test_unreadable_work_fails_the_job_and_the_worker_lives(place: Place, work: bytes) -> None:
     bad = await place.submit()
-    await execute(place.queue.redis, "HSET", f"{place.queue.keys.of_job(bad)}job:{bad}", "work", work)
+    await execute(place.queue.redis, "HSET", place.queue.keys.job(bad), "work", work)
     gate = Gate()
     gate.open.set()
     await place.worker(gate.function)
@@ -146,7 +146,7 @@ async def test_a_big_input_and_a_big_result_go_through_the_blob_store(place: Pla
     text = "0123456789" * 20_000
     record = await run(place, work, input={"text": text})
     assert await place.output(record.id) == {"text": text[::-1]}
-    kept = await execute(place.queue.redis, "HGET", f"{place.queue.keys.of_job(record.id)}job:{record.id}", "result")
+    kept = await execute(place.queue.redis, "HGET", place.queue.keys.job(record.id), "result")
     assert kept.startswith(b"@")
     assert blobs_in(tmp_path) == 2
 
@@ -183,7 +183,7 @@ async def test_a_failing_hook_fails_the_run_and_not_the_worker(place: Place) -> 
 async def test_a_broken_script_answer_keeps_the_worker_and_its_slots(place: Place, settings: Settings) -> None:
     # An entry whose record is gone is parked, and never reaches a job function.
     lost = await place.submit()
-    await place.queue.redis.delete(f"{place.queue.keys.of_job(lost)}job:{lost}")
+    await place.queue.redis.delete(place.queue.keys.job(lost))
     gate = Gate()
     gate.open.set()
     worker = await place.worker(gate.function)
