@@ -168,23 +168,23 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     priority: Priority
     user: str
     created_at: float
-    started_at: float | None
-    finished_at: float | None
-    expires_at: float | None
-    run_at: float | None
-    attempts: int
-    claims: int
+    started_at: float | None = None
+    finished_at: float | None = None
+    expires_at: float | None = None
+    run_at: float | None = None
+    attempts: int = 0
+    claims: int = 0
     max_attempts: int
-    worker: str | None
-    queue_position: int | None
-    waiting_for: str | None
-    error: JobError | None
-    usage: Usage | None
-    queue_ms: int | None
-    run_ms: int | None
-    gpu_ms: int | None  # its runs' part of their workers' busy time
-    metadata: dict[str, str]
-    retry_of: str | None
+    worker: str | None = None
+    queue_position: int | None = None
+    waiting_for: str | None = None
+    error: JobError | None = None
+    usage: Usage | None = None
+    queue_ms: int | None = None
+    run_ms: int | None = None
+    gpu_ms: int | None = None  # its runs' part of their workers' busy time
+    metadata: dict[str, str] = {}
+    retry_of: str | None = None
     history: list[tuple[int, State, float]]  # (seq, state, Unix seconds)
     queue: str = ""  # the one it is, or was, in
     units: int = 0  # see JobSpec

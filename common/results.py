@@ -387,8 +387,6 @@ def _record(job_id: str, values: list[bytes | None]) -> JobRecord:
         claims=sum(was == State.IN_PROGRESS for _, was, _ in history),
         max_attempts=ticket.tries,
         worker=texts.get("worker"),
-        queue_position=None,
-        waiting_for=None,
         error=_error(texts.get("error"), status),
         usage=decode(texts["usage"]) if "usage" in texts else None,
         queue_ms=_milliseconds(_last(history, State.QUEUED), started),

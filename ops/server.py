@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from ops import tables
 from ops.screen import note, print_json, say
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ Url = Annotated[
     str,
     typer.Option("--url", envvar="JARVIS_URL", callback=_checked_url, help="Where Jarvis answers.", metavar="URL"),
 ]
+After = Annotated[str | None, typer.Option(help="Where the page before ended.", metavar="CURSOR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AnyClient = TypeVar("AnyClient", bound="Client")
 
@@ -50,9 +52,24 @@ def connected(kind: type[AnyClient], url: str, as_json: bool) -> Iterator[AnyCli
         raise typer.Exit(NOT_COMPLETED) from None
 
 
+def server(url: str, as_json: bool) -> AbstractContextManager[Client]:
+    """The same with a client of jobs and queues."""
+    from ops.client import Client
+
+    return connected(Client, url, as_json)
+
+
 def show_answer(document: Json, words: str, as_json: bool) -> None:
     """An answer: as JSON, or in words."""
     if as_json:
         print_json(document)
     else:
         say(words)
+
+
+def show_page(page: Json, as_json: bool, head: tuple[str, ...], row: Callable[[Json], list[Any]]) -> None:
+    """A page of a list as a table, and how to go on."""
+    rows = [row(entry) for entry in page.get("data") or []]
+    show_answer(page, "\n".join(tables.table(head, rows)), as_json)
+    if page.get("next") and not as_json:
+        note(f"more: --after {page['next']}")

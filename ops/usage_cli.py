@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ops import tables
+from ops.server import DEFAULT_URL, AsJson, Url, server, show_answer
 
 if TYPE_CHECKING:
     from ops.client import Json
@@ -25,6 +26,27 @@ By = Annotated[str, typer.Option("--by", help="Told apart by these: day, model, 
 Owner = Annotated[str | None, typer.Option(help="Only this owner's.")]
 Key = Annotated[str | None, typer.Option("--key", help="Only this API key's (its id).", metavar="ID")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV, with every number.")]
+
+
+def usage(
+    first: First = None,
+    last: Last = None,
+    by: By = "day,model",
+    owner: Owner = None,
+    key: Key = None,
+    as_csv: AsCsv = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was used: jobs, tokens, seconds of audio, GPU time and cost, by day and model or as you say.
+
+    jarvis usage --from 2026-11-01 --by api_key,model · jarvis usage --by day,owner --csv > usage.csv
+    """
+    asked = {"from": first, "to": last, "group_by": by, "owner": owner, "api_key": key}
+    with server(url, as_json) as client:
+        document = client.usage(**asked)
+    words = csv_of(document).rstrip("\n") if as_csv else "\n".join(rows_of(document))
+    show_answer(document, words, as_json)
 
 
 def rows_of(document: Json) -> list[str]:

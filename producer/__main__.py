@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import sys
 
@@ -13,6 +12,7 @@ from fastapi import FastAPI
 from common import scripts
 from common.api_keys import ApiKeys
 from common.errors import SettingsInvalid, StoreUnavailable
+from common.service import log_to_stderr
 from common.settings import Settings, load_settings, mask
 from producer.address import is_loopback
 from producer.app import create_app
@@ -52,7 +52,7 @@ def main() -> None:
         app = create_app(settings)
     except SettingsInvalid as error:
         sys.exit(str(error))
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(settings.log_level)
     Server(config(app, settings), app, settings).run()
 
 

@@ -12,9 +12,9 @@ from common.access import LONGEST_NAME, OWNER_PATTERN, SCOPES, ApiKey
 from common.api_keys import LONGEST_GRACE_S, LONGEST_LIFE_S, ApiKeys, Asked, key_out
 from producer.asked import read
 from producer.auth import who
+from producer.edge import Edge, edge
 from producer.openapi import answers, body_of
 from producer.record import answer
-from producer.routes import Edge, edge
 from producer.strict import Strict
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])

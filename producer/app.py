@@ -19,16 +19,17 @@ from common.heap import settle_heap
 from common.queue import Queue
 from common.results import Results
 from common.settings import Settings
-from producer import admin, problems, usage, webhooks
+from producer import admin, problems, standing, usage, webhooks
 from producer.address import is_loopback
 from producer.auth import Authentication, Authenticator
+from producer.edge import Edge
 from producer.guard import Guard
 from producer.openai import batches as openai_batches
 from producer.openai import files as openai_files
 from producer.openai import routes as openai
 from producer.openai.responses import routes as responses
 from producer.openapi import describe
-from producer.routes import Edge, router, submits
+from producer.routes import router, submits
 from producer.submit import Submitter
 
 log = logging.getLogger("jarvis.keys")
@@ -66,7 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
     }
     app.add_middleware(Authentication, metrics_open=settings.metrics_open)
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, max_form_bytes=forms)
-    ours = (admin.router, usage.router, webhooks.router)
+    ours = (standing.router, admin.router, usage.router, webhooks.router)
     own = (*ours, openai.router, responses.router, openai_files.router, openai_batches.router)
     for routes in (submits, openai.calls, responses.calls, router, *own):  # the first route that matches is taken
         app.include_router(routes)

@@ -15,12 +15,10 @@ from prometheus_client.registry import Collector
 
 from common.jobs import LANES
 from common.outbox import Standing
-from common.results import QueueStats
+from common.results import BUCKETS_S, QueueStats
 from common.states import State
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-# Upper bounds in milliseconds, as `common/lua/job.lua` counts them; the one after the last is +Inf.
-BUCKETS_MS = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000, 1_800_000)
 HISTOGRAMS = {
     "wait": ("jarvis_wait_seconds", "From queued to started"),
     "run": ("jarvis_run_seconds", "From started to finished"),
@@ -174,6 +172,6 @@ class _Engines(Collector):
 
 def _cumulated(queue: QueueStats, counter: str) -> Iterator[tuple[str, float]]:
     total = 0
-    for number, bound in enumerate((*BUCKETS_MS, None), 1):
+    for number, bound in enumerate((*BUCKETS_S, None), 1):
         total += queue.counts.get(f"{counter}:{number}", 0)
-        yield ("+Inf" if bound is None else str(bound / 1000)), total
+        yield ("+Inf" if bound is None else str(bound)), total

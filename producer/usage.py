@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from common.errors import InvalidField
 from common.usage import COUNTED, GROUPS, Group, UsageSums, Used, total
 from producer.auth import who
+from producer.edge import edge
 from producer.openapi import answers
 from producer.record import answer
-from producer.routes import edge
 from producer.schemas import USER_PATTERN
 from producer.strict import Strict
 

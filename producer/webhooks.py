@@ -20,10 +20,10 @@ from common.outbox import Delivery, Outbox
 from common.webhooks import EVENT_TYPES, hint, new_key, new_secret, public_key
 from producer.asked import read
 from producer.auth import who
+from producer.edge import Edge, edge
 from producer.openapi import answers
 from producer.problems import Refusal
 from producer.record import answer
-from producer.routes import Edge, edge
 from producer.submit import check_webhook_url
 from producer.webhook_schemas import (
     ChangedEndpoint,

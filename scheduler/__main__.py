@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
-import signal
 import sys
 
 import uvloop
 
 from common.errors import JarvisError
 from common.queue import Queue
+from common.service import log_to_stderr, until_signal
 from common.settings import Settings, load_settings
 from scheduler.recurring import Recurring
 from scheduler.scheduler import Scheduler
@@ -27,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     except JarvisError as error:
         print(f"scheduler: {error}", file=sys.stderr)
         return 1
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(settings.log_level)
     uvloop.run(run(settings, recurring))
     return 0
 
@@ -35,14 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 async def run(settings: Settings, recurring: Recurring | None) -> None:
     """Work until a signal."""
     queue = await Queue.connect(settings)
-    work = asyncio.ensure_future(Scheduler(queue, recurring).run())
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, work.cancel)
-    logging.getLogger("jarvis.scheduler").info("scheduler ready")
     try:
-        await work
-    except asyncio.CancelledError:
-        pass
+        await until_signal("scheduler", Scheduler(queue, recurring).run())
     finally:
         await queue.close()
 

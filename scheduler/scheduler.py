@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-
-from redis.exceptions import RedisError
 
 from common.queue import Queue, Swept
+from common.service import keep
 from scheduler.recurring import Recurring
 
 log = logging.getLogger("jarvis.scheduler")
@@ -32,24 +30,11 @@ class Scheduler:
 
     async def run(self) -> None:
         """Work until cancelled; outlives restarts of Redis."""
-        loops = [self._keep(self._shard, prefix) for prefix in self.queue.keys.prefixes()]
-        loops.append(self._keep(self._tidy))
+        loops = [keep(log, self._shard, prefix) for prefix in self.queue.keys.prefixes()]
+        loops.append(keep(log, self._tidy))
         if self.recurring is not None:
-            loops.append(self._keep(self.recurring.run, self.queue))
+            loops.append(keep(log, self.recurring.run, self.queue))
         await asyncio.gather(*loops)
-
-    async def _keep(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
-        pause_s = 0.05
-        while True:
-            began = time.monotonic()
-            try:
-                await work(*args)
-            except (RedisError, OSError) as error:
-                log.warning("Redis is away (%s): %s", type(error).__name__, error)
-            if time.monotonic() - began > 10:
-                pause_s = 0.05
-            await asyncio.sleep(pause_s)
-            pause_s = min(1.0, pause_s * 2)
 
     async def _shard(self, prefix: str) -> None:
         queue, lease_s = self.queue, self._settings.lease_s

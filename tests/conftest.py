@@ -1,12 +1,13 @@
-"""Fixtures that every test folder shares: one real redis-server per run, and a maker of servers to break."""
+"""Fixtures of every test folder: one real redis-server per run, a maker of servers to break, a webhook receiver."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
+from tests.receiver import Receiver
 from tests.redis_server import RedisServer
 
 # A shell starts what it puts in the background with SIGINT ignored, and every child of the tests would inherit that.
@@ -44,6 +45,15 @@ def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
     for server in servers:
         server.resume()
         server.stop()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """It answers 200 unless it is told otherwise."""
+    made = Receiver()
+    await made.start()
+    yield made
+    await made.stop()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,12 +51,14 @@ def main(argv: list[str] | None = None) -> int:
     from arq.constants import default_queue_name
 
     from common.errors import JarvisError
+    from common.service import log_to_stderr
     from common.settings import load_settings
     from workers.settings_class import effective_settings
 
     try:
         settings = load_settings(**of_flags(args))
         log_to_stderr("debug" if args.verbose else settings.log_level)
+        logging.getLogger("arq").setLevel("WARNING")
         if args.what == DELIVERY:
             return deliver(settings)
         spread = {"tensor_parallel": args.tensor_parallel, "pipeline_parallel": args.pipeline_parallel}
@@ -138,20 +139,15 @@ def deliver(settings: Settings) -> int:
 async def delivering(settings: Settings) -> None:
     """Send webhooks until a signal, and end the attempts under way."""
     from common.queue import Queue
+    from common.service import until_signal
     from workers.delivery import Deliverer
 
     # They would write addresses into the log, and in those there may be secrets.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel("WARNING")
     queue = await Queue.connect(settings)
-    work = asyncio.ensure_future(Deliverer(queue).run())
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, work.cancel)
-    logging.getLogger("jarvis.delivery").info("delivery ready")
     try:
-        await work
-    except asyncio.CancelledError:
-        pass
+        await until_signal("delivery", Deliverer(queue).run())
     finally:
         await queue.close()
 
@@ -206,12 +202,6 @@ def watch(folder: str, argv: list[str]) -> int:
     command = " ".join([sys.executable, "-m", "workers", *rest])
     run_process(folder, target=command, target_type="command", watch_filter=PythonFilter())
     return 0
-
-
-def log_to_stderr(level: str) -> None:
-    """One line per event on standard error."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("arq").setLevel("WARNING")
 
 
 if __name__ == "__main__":

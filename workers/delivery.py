@@ -25,6 +25,7 @@ from common.errors import DestinationRefused, JarvisError, NoEndpoint, NotFound,
 from common.outbox import Delivery, Outbox, Status
 from common.queue import Queue
 from common.results import Results
+from common.service import keep
 from common.settings import Settings
 from common.states import State
 from common.webhooks import event_body, headers_of
@@ -70,27 +71,14 @@ class Deliverer:
 
     async def run(self) -> None:
         """Work until cancelled, then end what is under way; outlives restarts of Redis."""
-        loops = [self._keep(self._shard, prefix) for prefix in self.keys.prefixes()]
+        loops = [keep(log, self._shard, prefix) for prefix in self.keys.prefixes()]
         try:
-            await asyncio.gather(*loops, self._keep(self._tidy))
+            await asyncio.gather(*loops, keep(log, self._tidy))
         finally:
             if self._under_way:
                 await asyncio.wait(self._under_way, timeout=self.settings.webhook_timeout_s)
             await self.egress.close()
             await self.results.close()
-
-    async def _keep(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
-        pause_s = 0.05
-        while True:
-            began = time.monotonic()
-            try:
-                await work(*args)
-            except (RedisError, OSError, StoreUnavailable) as error:
-                log.warning("Redis is away (%s): %s", type(error).__name__, error)
-            if time.monotonic() - began > 10:
-                pause_s = 0.05
-            await asyncio.sleep(pause_s)
-            pause_s = min(1.0, pause_s * 2)
 
     async def _shard(self, prefix: str) -> None:
         while True:

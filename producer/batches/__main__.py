@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
 import os
-import signal
 import sys
 
 import uvloop
@@ -17,6 +14,7 @@ from common.errors import JarvisError
 from common.files import Files
 from common.queue import Queue
 from common.results import Results
+from common.service import log_to_stderr, until_signal
 from common.settings import Settings, load_settings
 from producer.batches.endpoints import Here
 from producer.batches.runner import Runner
@@ -38,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"batches: {error}", file=sys.stderr)
         return 1
     os.nice(NICE)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(settings.log_level)
     uvloop.run(run(settings, catalogue))
     return 0
 
@@ -49,14 +47,8 @@ async def run(settings: Settings, catalogue: Catalogue) -> None:
     results = Results(queue.redis, settings)
     here = Here(Submitter(queue, catalogue, settings), Files(queue.redis, settings), results)
     tools = Tools(here, queue, results, settings)
-    work = asyncio.ensure_future(Runner(tools, Batches(queue.redis, settings)).run())
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, work.cancel)
-    logging.getLogger("jarvis.batches").info("batches ready")
     try:
-        await work
-    except asyncio.CancelledError:
-        pass
+        await until_signal("batches", Runner(tools, Batches(queue.redis, settings)).run())
     finally:
         await results.close()
         await queue.close()

@@ -23,10 +23,11 @@ from producer import follow, headers
 from producer.auth import who
 from producer.batches.endpoints import ENDPOINTS
 from producer.body import json_body
+from producer.edge import Edge, edge
 from producer.openai.asked import read
 from producer.openai.files import LONGEST_S, SHORTEST_S, page
 from producer.record import answer
-from producer.routes import Edge, StartingAfter, edge
+from producer.routes import StartingAfter
 from producer.submit import check_webhook_url
 from producer.webhook_schemas import USER, BatchWebhook
 

@@ -15,10 +15,10 @@ from common.files import FileRecord
 from common.keys import is_file_id
 from producer import upload
 from producer.auth import who
+from producer.edge import edge
 from producer.openai.asked import read
 from producer.problems import Refusal
 from producer.record import answer
-from producer.routes import edge
 
 router = APIRouter()
 PARTS = "the parts file, purpose, expires_after[anchor] and expires_after[seconds]"

@@ -25,13 +25,14 @@ from producer import follow, headers, upload
 from producer.auth import who
 from producer.body import json_body
 from producer.direct import Direct
+from producer.edge import Edge, edge
 from producer.openai import answered, audio
 from producer.openai.asked import ChatAsked, CompletionAsked, EmbeddingsAsked, read
 from producer.openai.errors import failed, of_record
 from producer.openai.specs import spec_of
 from producer.problems import Refusal
 from producer.record import answer, location, new_record, polled, record_out
-from producer.routes import Edge, edge, model_out
+from producer.standing import model_out
 
 calls = APIRouter(route_class=Direct)
 router = APIRouter()

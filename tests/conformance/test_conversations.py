@@ -45,18 +45,7 @@ async def test_every_end_passes_the_turn_on(make_world: MakeWorld, end: str) -> 
     world = make_world(max_deaths=1)
     _, second = await turns(world, 2)
     job = await world.claim_one()
-    if end == "complete":
-        await world.complete(job)
-    elif end == "incomplete":
-        await world.commit_incomplete(job)
-    elif end == "fail":
-        await world.fail(job, retryable=False)
-    elif end == "cancel":
-        await world.queue.cancel(job.id)
-    elif end == "expire":
-        await world.expire(job.id)
-    else:
-        await world.rescue(job)
+    await world.end(job, end)
     following = await world.claim_one()
     assert following.id == second
     await world.complete(following)

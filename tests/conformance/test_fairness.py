@@ -193,16 +193,7 @@ async def test_every_way_of_ending_lets_the_owners_next_job_run(make_world: Make
     await world.submit_many(3, user="ada")
     (job,) = await world.claim(3)
     assert await world.claim(3) == []
-    if end == "complete":
-        await world.complete(job)
-    elif end in ("fail", "retry"):
-        await world.fail(job, retryable=end == "retry", delay_s=100)
-    elif end == "cancel":
-        await world.queue.cancel(job.id)
-    elif end == "expire":
-        await world.expire(job.id)
-    else:
-        await world.rescue(job)
+    await world.end(job, end)
     assert len(await world.claim(3)) == 1
     assert await world.redis.scard(f"{world.prefix}running:ada") == 1  # type: ignore[misc]
 

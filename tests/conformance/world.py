@@ -99,6 +99,19 @@ class World:
         error = JobFailed("engine_said_no", "it did not work", retryable, delay_s)
         return await self.commit(Outcome.failed(job, job.seq, error, self.settings))
 
+    async def end(self, job: ClaimedJob, how: str) -> None:
+        """End a run by one of these ways; poison where one death is enough."""
+        ways: dict[str, Callable[[], Awaitable[Any]]] = {
+            "complete": lambda: self.complete(job),
+            "incomplete": lambda: self.commit_incomplete(job),
+            "fail": lambda: self.fail(job, retryable=False),
+            "retry": lambda: self.fail(job, retryable=True, delay_s=100),
+            "cancel": lambda: self.queue.cancel(job.id),
+            "expire": lambda: self.expire(job.id),
+            "poison": lambda: self.rescue(job),
+        }
+        await ways[how]()
+
     async def release(self, job: ClaimedJob, seq: int | None = None) -> list[str]:
         """Give a job back."""
         return await self.commit(Outcome.release(job, job.seq if seq is None else seq))

@@ -14,19 +14,9 @@ from common.egress import Egress
 from common.queue import Queue
 from common.settings import Settings
 from tests.conformance.world import World
-from tests.receiver import Receiver
 from workers.delivery import Deliverer
 
 Deliver = Callable[..., Awaitable[Deliverer]]
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    """It answers 200 unless it is told otherwise."""
-    made = Receiver()
-    await made.start()
-    yield made
-    await made.stop()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from common.catalogue import Model
 from common.errors import JobFailed
 from tests.engines.conftest import CONTEXT, Worker
 from tests.redis_server import free_port
-from tests.worker.place import until
+from tests.waiting import until
 from workers.engines.openai_engine import OpenAIGenerationEngine
 from workers.engines.vllm_engine import ARGUMENTS, ENVIRONMENT
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.formation import Formation
+from tests.faults.proxy import Proxy
 from tests.redis_server import RedisServer
 
 #: `make faults` runs the full sizes of reliability.md; `make test` smaller ones of the same tests.
@@ -38,3 +39,12 @@ async def formation(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[For
     if not own_redis.running:
         own_redis.start()
     await formation.close()
+
+
+@pytest.fixture
+async def proxy(formation: Formation) -> AsyncIterator[Proxy]:
+    """Stands between Redis and whoever is given its address."""
+    proxy = Proxy(formation.redis.port)
+    await proxy.start()
+    yield proxy
+    await proxy.stop()

@@ -10,8 +10,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from common.results import Results
 from common.settings import Settings
 from tests.faults.ledger import VARIABLE, Ledger
 from tests.redis_server import RedisServer, free_port
+from tests.waiting import DEADLINE_S, until
 
 ROOT = Path(__file__).parents[2]
 LEASE_S = 2.0
@@ -35,9 +34,6 @@ PROFILE: dict[str, Any] = {
     "grace_s": 5,
 }
 BOUND_S = LEASE_S + LEASE_S / 2 + 1
-DEADLINE_VARIABLE = "FAULTS_DEADLINE_S"
-#: How long a wait may last before its test fails; shorter where tests are meant to fail (mutants).
-DEADLINE_S = float(os.environ.get(DEADLINE_VARIABLE, "60"))
 WORK = ("workers", "tests.faults.handlers.Work")
 SCHEDULER = ("scheduler",)
 WEB = ("producer",)
@@ -242,16 +238,3 @@ class Formation:
     def logs(self) -> str:
         """The end of every process' log, for the message of a failing wait."""
         return "\n".join(f"--- {path.name}\n{path.read_text()[-600:]}" for path in self.folder.glob("*.log"))
-
-
-async def until(
-    condition: Callable[[], bool | Awaitable[bool]], what: str, deadline_s: float = DEADLINE_S, step_s: float = 0.01
-) -> float:
-    """Wait for a condition; returns how long it took in seconds."""
-    started = time.monotonic()
-    while True:
-        met = condition()
-        if met if isinstance(met, bool) else await met:
-            return time.monotonic() - started
-        assert time.monotonic() - started < deadline_s, f"not in {deadline_s} s: {what}"
-        await asyncio.sleep(step_s)

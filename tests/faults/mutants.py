@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults.formation import DEADLINE_VARIABLE
+from tests.waiting import DEADLINE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("common", "workers", "scheduler", "producer", "ops", "tests", "pyproject.toml", "Procfile")

@@ -19,7 +19,7 @@ from common.api_keys import ApiKeys, Asked
 from common.keys import new_batch_id, new_file_id, new_job_id
 from common.settings import Settings
 from producer.app import create_app
-from tests.faults.formation import until
+from tests.waiting import until
 
 KEYS_EACH = 50
 #: Requests of each kind to an address, of which the median is compared.

@@ -13,7 +13,8 @@ from typing import Any
 
 from common.states import State
 from tests.faults.conftest import FULL
-from tests.faults.formation import BOUND_S, LEASE_S, WORK, Formation, Kept, until
+from tests.faults.formation import BOUND_S, LEASE_S, WORK, Formation, Kept
+from tests.waiting import until
 
 
 def children(pid: int) -> list[int]:

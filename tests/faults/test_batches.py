@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 
 from tests.faults.conftest import FULL
-from tests.faults.formation import BATCHES, DEADLINE_S, WEB, Formation, Kept, until
+from tests.faults.formation import BATCHES, WEB, Formation, Kept
+from tests.waiting import DEADLINE_S, until
 
 LINES = 10_000 if FULL else 1_000
 KILLS = 2 if FULL else 1

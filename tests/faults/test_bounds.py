@@ -19,8 +19,9 @@ from common.jobs import JobSpec
 from common.states import State
 from tests.faults.callers import every_record
 from tests.faults.conftest import FULL
-from tests.faults.formation import WEB, WORK, Formation, until
+from tests.faults.formation import WEB, WORK, Formation
 from tests.redis_server import RedisServer, free_port
+from tests.waiting import until
 
 BODY: dict[str, Any] = {"kind": "embedding", "model": "vectors", "input": {"texts": ["one"]}}
 CAP = 50

@@ -8,7 +8,8 @@ import time
 
 from common.states import State
 from tests.faults.conftest import FULL
-from tests.faults.formation import WORK, Formation, until
+from tests.faults.formation import WORK, Formation
+from tests.waiting import until
 
 
 async def test_5_sigterm_lets_short_jobs_finish_and_gives_long_ones_back(formation: Formation) -> None:

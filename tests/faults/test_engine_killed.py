@@ -17,8 +17,9 @@ from common.jobs import JobSpec
 from common.states import State
 from tests.engines.tiny_model import write_tiny_model
 from tests.faults.conftest import FULL
-from tests.faults.formation import Formation, Kept, until
+from tests.faults.formation import Formation, Kept
 from tests.faults.sizes import children
+from tests.waiting import until
 
 KILLS = 20 if FULL else 1
 JOBS = 16  # a round; the worker has 8 slots

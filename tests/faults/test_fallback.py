@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from common.states import State
-from tests.faults.formation import Formation, until
+from tests.faults.formation import Formation
 from tests.upstream_stand_in import Reply, StandIn
+from tests.waiting import until
 
 QUEUE = "generation:chat"
 CATALOGUE = """

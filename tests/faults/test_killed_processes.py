@@ -14,8 +14,9 @@ from common.settings import Settings
 from common.states import State
 from tests.faults.callers import insist, read_to_the_end, usage_adds_up
 from tests.faults.conftest import FULL
-from tests.faults.formation import BOUND_S, PROFILE, WEB, WORK, Formation, until
+from tests.faults.formation import BOUND_S, PROFILE, WEB, WORK, Formation
 from tests.redis_server import RedisServer
+from tests.waiting import until
 
 
 async def test_a_hundred_mixed_jobs_outlive_sigkills_of_everything(formation: Formation) -> None:

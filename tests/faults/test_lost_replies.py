@@ -20,9 +20,10 @@ from common.queue import Queue
 from common.states import TERMINAL, State
 from tests.faults.callers import every_record, insist, read_to_the_end, usage_adds_up
 from tests.faults.conftest import FULL
-from tests.faults.formation import BOUND_S, WEB, WORK, Formation, until
+from tests.faults.formation import BOUND_S, WEB, WORK, Formation
 from tests.faults.proxy import Proxy
 from tests.producer.sse import Seen
+from tests.waiting import until
 
 SECONDS = 60 if FULL else 15
 LOST = 0.02

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from pydantic import ValidationError
@@ -11,17 +10,9 @@ from pydantic import ValidationError
 from common.settings import Settings
 from common.states import State
 from tests.faults.conftest import FULL
-from tests.faults.formation import BOUND_S, LEASE_S, WORK, Formation, until
+from tests.faults.formation import BOUND_S, LEASE_S, WORK, Formation
 from tests.faults.proxy import Proxy
-
-
-@pytest.fixture
-async def proxy(formation: Formation) -> AsyncIterator[Proxy]:
-    """Stands between one worker and Redis."""
-    proxy = Proxy(formation.redis.port)
-    await proxy.start()
-    yield proxy
-    await proxy.stop()
+from tests.waiting import until
 
 
 async def cut_off(formation: Formation, proxy: Proxy) -> str:

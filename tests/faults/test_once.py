@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import pytest
 
 from common.queue import Queue
 from common.scripts import digest, execute
 from common.states import State
 from tests.faults.conftest import FULL
-from tests.faults.formation import SCHEDULER, WEB, WORK, Formation, until
+from tests.faults.formation import SCHEDULER, WEB, WORK, Formation
 from tests.faults.proxy import Proxy
+from tests.waiting import until
 
 BODY: dict[str, Any] = {"kind": "embedding", "model": "vectors", "input": {"texts": ["one"]}}
-
-
-@pytest.fixture
-async def proxy(formation: Formation) -> AsyncIterator[Proxy]:
-    """Cuts the replies of chosen scripts."""
-    proxy = Proxy(formation.redis.port)
-    await proxy.start()
-    yield proxy
-    await proxy.stop()
 
 
 async def test_9_one_key_is_one_job_however_often_it_is_sent_and_however_many_replies_are_lost(

@@ -12,7 +12,8 @@ import httpx
 
 from common.states import State
 from tests.faults.conftest import FULL
-from tests.faults.formation import WEB, WORK, Formation, until
+from tests.faults.formation import WEB, WORK, Formation
+from tests.waiting import until
 
 BODY: dict[str, Any] = {"kind": "embedding", "model": "vectors", "input": {"texts": ["one"]}}
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 
-from tests.faults.formation import WEB, Formation, until
+from tests.faults.formation import WEB, Formation
+from tests.waiting import until
 
 ENDS = ("response.completed", "response.incomplete", "response.failed")
 

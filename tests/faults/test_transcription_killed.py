@@ -15,8 +15,9 @@ from common.states import State
 from ops.bench.voice import THRESHOLD, voice, wav
 from ops.bench.whisper_model import write_whisper
 from tests.faults.callers import read_to_the_end
-from tests.faults.formation import WEB, Formation, until
+from tests.faults.formation import WEB, Formation
 from tests.redis_server import RedisServer
+from tests.waiting import until
 
 CATALOGUE = f"""
 [models.ears]

@@ -19,7 +19,8 @@ from common.api_keys import ApiKeys
 from common.jobs import JobSpec
 from common.states import State
 from tests.faults import tenants
-from tests.faults.formation import SCHEDULER, WEB, Formation, until
+from tests.faults.formation import SCHEDULER, WEB, Formation
+from tests.waiting import until
 
 PROMPT = "whisper-of-the-tests-4711"
 SECRET = "whsec_" + base64.b64encode(b"a secret of the tests, 32 bytes.").decode()

@@ -14,9 +14,10 @@ from standardwebhooks.webhooks import Webhook
 from common.outbox import Outbox
 from common.states import TERMINAL
 from common.webhooks import Hook, new_secret
-from tests.faults.formation import WORK, Formation, until
+from tests.faults.formation import WORK, Formation
 from tests.receiver import Receiver, never, status
 from tests.redis_server import RedisServer
+from tests.waiting import until
 
 DELIVERY = ("workers", "delivery")
 SECRET = new_secret()
@@ -33,15 +34,6 @@ async def formation(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[For
     if not own_redis.running:
         own_redis.start()
     await formation.close()
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    """It answers 200 unless it is told otherwise."""
-    made = Receiver()
-    await made.start()
-    yield made
-    await made.stop()
 
 
 def heard(receiver: Receiver) -> dict[str, set[str]]:

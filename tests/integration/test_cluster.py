@@ -27,7 +27,8 @@ from ops.check import examine
 from ops.embedded_redis import RedisUnavailable, find_running
 from tests.redis_server import free_port
 from tests.redis_topologies import RedisCluster
-from tests.worker.place import InlineBeat, Place, until
+from tests.waiting import until
+from tests.worker.place import InlineBeat, Place
 
 SHARDS = 8
 MODELS = [f"m{number}" for number in range(SHARDS)]

@@ -16,9 +16,10 @@ from common.queue import Queue
 from common.settings import Settings
 from common.states import State
 from ops.check import examine
-from tests.faults.formation import WEB, Formation, until
+from tests.faults.formation import WEB, Formation
 from tests.redis_server import RedisServer
 from tests.redis_topologies import Sentinels
+from tests.waiting import until
 
 #: The master refuses writes that no replica could hear of, so that it cannot accept jobs when it stands alone.
 CONFIG = {"min-replicas-to-write": "1", "min-replicas-max-lag": "2", "repl-diskless-sync-delay": "0"}

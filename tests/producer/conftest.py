@@ -12,6 +12,8 @@ import pytest
 from fastapi import FastAPI
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from common import scripts
+from common.api_keys import ApiKeys
 from common.settings import Settings
 from producer.__main__ import Server, config
 from producer.app import create_app
@@ -84,6 +86,14 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, without a socket between them."""
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as made:
         yield made
+
+
+@pytest.fixture
+async def keys(settings: Settings) -> AsyncIterator[ApiKeys]:
+    """The keys of the test's Redis."""
+    client = scripts.connect(settings)
+    yield ApiKeys(client, settings)
+    await client.aclose()
 
 
 @pytest.fixture

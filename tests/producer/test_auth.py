@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -19,14 +18,6 @@ from common.settings import Settings
 from producer.app import create_app
 from producer.auth import Authenticator
 from tests.producer.test_submit import GENERATION
-
-
-@pytest.fixture
-async def keys(settings: Settings) -> AsyncIterator[ApiKeys]:
-    """The keys of the test's Redis."""
-    client = scripts.connect(settings)
-    yield ApiKeys(client, settings)
-    await client.aclose()
 
 
 @pytest.fixture

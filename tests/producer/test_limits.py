@@ -6,18 +6,15 @@ import base64
 import io
 import re
 import wave
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from common import scripts
 from common.api_keys import ApiKeys, Asked
 from common.jobs import JobResult
 from common.queue import Outcome
-from common.settings import Settings
 from producer.units import DEFAULT_MAX_TOKENS
 from tests.producer.worker import PlayedWorker
 from workers import answer as workers_answer
@@ -26,14 +23,6 @@ JOB = {"kind": "generation", "model": "echo", "input": {"prompt": "Hi"}, "params
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 20}
 #: Prompts for `words`, whose tokens are words.
 WORDS = {"kind": "generation", "model": "words", "input": {"prompt": "one two three"}, "params": {"max_tokens": 5}}
-
-
-@pytest.fixture
-async def keys(settings: Settings) -> AsyncIterator[ApiKeys]:
-    """The keys of the test's Redis."""
-    client = scripts.connect(settings)
-    yield ApiKeys(client, settings)
-    await client.aclose()
 
 
 class Caller:

@@ -11,7 +11,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from common import scripts
 from common.access import NewKey
 from common.api_keys import ApiKeys, Asked
 from common.errors import NotFound
@@ -30,14 +29,6 @@ __all__ = ["work"]  # a fixture
 def settings(settings: Settings) -> Settings:
     """Clocks that a test can wait for."""
     return settings.model_copy(update={"key_cache_s": 0.0, "lease_s": 2, "bell_timeout_s": 0.5, "batch_jobs": 8})
-
-
-@pytest.fixture
-async def keys(settings: Settings) -> AsyncIterator[ApiKeys]:
-    """The keys of the test's Redis."""
-    client = scripts.connect(settings)
-    yield ApiKeys(client, settings)
-    await client.aclose()
 
 
 class Tenants:

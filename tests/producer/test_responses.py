@@ -18,7 +18,7 @@ from common.webhooks import new_secret
 from producer.__main__ import Server, config
 from producer.app import create_app
 from tests.conformance.world import eventually
-from tests.producer.test_webhooks import deliverer, outbox_of, receiver, sdk, settings  # noqa: F401
+from tests.producer.test_webhooks import deliverer, outbox_of, sdk, settings  # noqa: F401
 from tests.producer.worker import PlayedWorker
 from tests.receiver import Receiver
 from workers.delivery import Deliverer
@@ -138,7 +138,7 @@ async def test_the_end_of_a_response_in_the_background_is_told_by_its_own_id(
     sdk: openai.AsyncOpenAI,  # noqa: F811
     live_worker: PlayedWorker,
     deliverer: Deliverer,  # noqa: F811
-    receiver: Receiver,  # noqa: F811
+    receiver: Receiver,
 ) -> None:
     secret = new_secret()
     standing = await sdk.webhooks.create(url=receiver.url, name="mine", event_types=["response.completed"])

@@ -48,15 +48,6 @@ def settings(redis_url: str, catalogue: Path, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    """It answers 200 unless it is told otherwise."""
-    made = Receiver()
-    await made.start()
-    yield made
-    await made.stop()
-
-
-@pytest.fixture
 async def deliverer(settings: Settings) -> AsyncIterator[Deliverer]:
     """A delivery worker in this process."""
     queue = await Queue.connect(settings)

@@ -17,11 +17,11 @@ from typer.testing import CliRunner, Result
 from common.webhooks import EVENT_TYPES
 from ops.cli import app as command_line
 from tests.conformance.world import eventually
-from tests.producer.test_webhooks import JOB, SECRET, deliverer, receiver, settings
+from tests.producer.test_webhooks import JOB, SECRET, deliverer, settings
 from tests.receiver import Receiver, status
 from workers.delivery import Deliverer
 
-__all__ = ["deliverer", "receiver", "settings"]  # fixtures
+__all__ = ["deliverer", "settings"]  # fixtures
 PAGE = (Path(__file__).parents[2] / "ops" / "docs" / "webhooks.md").read_text()
 
 

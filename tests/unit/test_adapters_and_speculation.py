@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from common.catalogue import Catalogue, Model
+from common.catalogue import Model
 from common.errors import SettingsInvalid, UnknownModel
+from tests.unit.catalogues import load, refusal
 from workers.engines.vllm_adapters import lora_arguments
 
 BASE = """\
@@ -25,18 +26,6 @@ weights = "./vectors"
 """
 ADAPTERS = '[models.base.adapters]\nsql = "./lora/sql"\ntone = "./lora/tone"\n'
 DRAFT = '[models.base.speculative]\nmethod = "draft_model"\nmodel = "./draft"\nnum_speculative_tokens = 3\n'
-
-
-def load(folder: Path, text: str) -> Catalogue:
-    path = folder / "models.toml"
-    path.write_text(text)
-    return Catalogue.load(path)
-
-
-def refusal(folder: Path, text: str) -> str:
-    with pytest.raises(SettingsInvalid) as caught:
-        load(folder, text)
-    return str(caught.value).replace(str(folder), "")
 
 
 def weights(folder: Path, positions: int = 64, vocabulary: int = 100) -> None:

@@ -8,6 +8,7 @@ import pytest
 from common.catalogue import Catalogue, Model
 from common.errors import CatalogueInvalid, SettingsInvalid, UnknownModel
 from common.presets import PRESETS
+from tests.unit.catalogues import load, refusal
 
 SHIPPED = Path(__file__).parents[2] / "ops" / "models.toml"
 
@@ -29,25 +30,13 @@ weights = "package:json/models"
 """
 
 
-def write(folder: Path, text: str) -> Path:
-    path = folder / "models.toml"
-    path.write_text(text)
-    return path
-
-
-def refusal(folder: Path, text: str) -> str:
-    with pytest.raises(SettingsInvalid) as caught:
-        Catalogue.load(write(folder, text))
-    return str(caught.value).replace(str(folder), "")
-
-
 def weights(folder: Path, positions: int = 128) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": positions}))
 
 
 def model(folder: Path, text: str = GOOD, alias: str = "small") -> Model:
-    return Catalogue.load(write(folder, text)).models[alias]
+    return load(folder, text).models[alias]
 
 
 def test_the_shipped_catalogue_has_the_two_models_that_need_no_hub() -> None:
@@ -57,7 +46,7 @@ def test_the_shipped_catalogue_has_the_two_models_that_need_no_hub() -> None:
 
 
 def test_an_entry_is_read_with_the_defaults_of_its_kind(tmp_path: Path) -> None:
-    catalogue = Catalogue.load(write(tmp_path, GOOD))
+    catalogue = load(tmp_path, GOOD)
     small, vectors = catalogue.get("generation", "small"), catalogue.get("embedding", "vectors")
     assert (small.queue, small.slots, small.max_model_len) == ("generation:small", 64, 128)
     assert small.defaults == {"temperature": 0, "stop": ["END"]}
@@ -66,7 +55,7 @@ def test_an_entry_is_read_with_the_defaults_of_its_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "alias"), [("generation", "nobody"), ("embedding", "small")])
 def test_an_unknown_model_is_refused_with_the_known_ones_of_that_kind(tmp_path: Path, kind: str, alias: str) -> None:
-    catalogue = Catalogue.load(write(tmp_path, GOOD))
+    catalogue = load(tmp_path, GOOD)
     with pytest.raises(UnknownModel) as caught:
         catalogue.get(kind, alias)
     assert caught.value.known == [model.alias for model in catalogue.of_kind(kind)]
@@ -102,7 +91,7 @@ def test_every_mistake_of_the_file_is_told_not_only_the_first(tmp_path: Path) ->
     text = GOOD.replace('engine = "vllm"', 'engine = "vlmm"').replace("package:json/models", "x")
     text = text.replace('kind = "embedding"', 'kind = "embedding"\nslots = 0\nbatch = 1') + "[wrong]\n"
     with pytest.raises(CatalogueInvalid) as caught:
-        Catalogue.load(write(tmp_path, text))
+        load(tmp_path, text)
     lines = [problem.replace(str(tmp_path), "").partition(": ")[0] for problem in caught.value.problems]
     assert lines == ["/models.toml:17", "/models.toml:3", "/models.toml:14", "/models.toml:13"]
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from common.catalogue import Catalogue, Model
+from common.catalogue import Model
 from common.embedding_presets import EMBEDDING_PRESETS
 from common.errors import CatalogueInvalid
+from tests.unit.catalogues import load
 
 ENTRY = """\
 [models.v]
@@ -27,10 +28,8 @@ batch_wait_ms = 2.5
 """
 
 
-def load(folder: Path, text: str) -> Model:
-    path = folder / "models.toml"
-    path.write_text(text)
-    (model,) = Catalogue.load(path).models.values()
+def only(folder: Path, text: str) -> Model:
+    (model,) = load(folder, text).models.values()
     return model
 
 
@@ -39,33 +38,33 @@ def preset(name: str, more: str = "") -> str:
 
 
 def test_an_entry_names_its_prompts_and_sizes(tmp_path: Path) -> None:
-    model = load(tmp_path, ENTRY)
+    model = only(tmp_path, ENTRY)
     assert model.prompts == {"query": "query: ", "passage": ""}
     assert (model.default_prompt, model.dimensions) == ("query", [64, 128])
 
 
 @pytest.mark.parametrize("name", EMBEDDING_PRESETS)
 def test_a_preset_alone_is_an_entry(tmp_path: Path, name: str) -> None:
-    model = load(tmp_path, preset(name))
+    model = only(tmp_path, preset(name))
     keys = EMBEDDING_PRESETS[name].keys
     assert (model.weights, model.max_model_len) == (keys["weights"], keys["max_model_len"])
     assert model.defaults == keys.get("defaults", {})
 
 
 def test_what_an_entry_says_wins_over_its_preset(tmp_path: Path) -> None:
-    e5 = load(tmp_path, preset("e5-small-v2", 'weights = "./e5"\ndefaults = { truncate = false }'))
+    e5 = only(tmp_path, preset("e5-small-v2", 'weights = "./e5"\ndefaults = { truncate = false }'))
     assert (e5.weights, e5.max_model_len, e5.default_prompt) == ("./e5", 512, "query")
     assert e5.prompts == {"query": "query: ", "passage": "passage: "}
     assert e5.defaults == {"normalize": True, "truncate": False}
-    assert load(tmp_path, preset("e5-small-v2", 'prompts = { a = "b" }')).default_prompt is None
+    assert only(tmp_path, preset("e5-small-v2", 'prompts = { a = "b" }')).default_prompt is None
 
 
 def test_a_model_that_brings_its_own_code_is_refused_until_that_is_trusted(tmp_path: Path) -> None:
     text = preset("jina-embeddings-v2-small").replace("onnx", "sentence-transformers")
     with pytest.raises(CatalogueInvalid, match=r"models\.toml:4: .*set options\.trust_remote_code = true"):
-        load(tmp_path, text)
-    assert load(tmp_path, text + "options.trust_remote_code = true").options == {"trust_remote_code": True}
-    assert load(tmp_path, preset("jina-embeddings-v2-small")).engine == "onnx"
+        only(tmp_path, text)
+    assert only(tmp_path, text + "options.trust_remote_code = true").options == {"trust_remote_code": True}
+    assert only(tmp_path, preset("jina-embeddings-v2-small")).engine == "onnx"
 
 
 @pytest.mark.parametrize(
@@ -88,13 +87,13 @@ def test_a_model_that_brings_its_own_code_is_refused_until_that_is_trusted(tmp_p
 def test_a_mistake_is_refused_with_its_line(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert old in ENTRY
     with pytest.raises(CatalogueInvalid) as caught:
-        load(tmp_path, ENTRY.replace(old, new, 1))
+        only(tmp_path, ENTRY.replace(old, new, 1))
     assert f"models.toml:{said}" in str(caught.value)
 
 
 def test_generation_has_no_prompts_and_no_embedding_presets(tmp_path: Path) -> None:
     text = '[models.g]\nkind = "generation"\nengine = "vllm"\nweights = "./g"\nmax_model_len = 9\n'
     with pytest.raises(CatalogueInvalid, match="prompts is for engine sentence-transformers"):
-        load(tmp_path, text + 'prompts = { a = "b" }')
+        only(tmp_path, text + 'prompts = { a = "b" }')
     with pytest.raises(CatalogueInvalid, match="allowed for generation: throughput"):
-        load(tmp_path, text + 'preset = "bge-m3"')
+        only(tmp_path, text + 'preset = "bge-m3"')

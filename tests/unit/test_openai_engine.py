@@ -26,7 +26,7 @@ from common.errors import EngineDead, JobFailed, NotNow, SettingsInvalid
 from common.jobs import ClaimedJob, Work
 from tests.unit.test_generation_function import Bench, claimed
 from tests.upstream_stand_in import USAGE, WORDS, Reply, StandIn, chunk, stream
-from tests.worker.place import until
+from tests.waiting import until
 from workers.engines import embedding_engine, generation_engine
 from workers.engines.openai_engine import OpenAIEmbeddingEngine, OpenAIGenerationEngine
 from workers.engines.protocol import GenerationDelta, GenerationRequest

@@ -36,13 +36,10 @@ def record(state: State, error: JobError | None = None, usage: Any = None) -> Jo
         user="anonymous",
         created_at=1000.5,
         finished_at=None if state == State.IN_PROGRESS else 1002.5,
-        expires_at=None,
-        attempts=0,
         claims=1,
         max_attempts=3,
         error=error,
         usage=usage,
-        metadata={},
         history=[],
         **nothing,
     )

@@ -18,6 +18,7 @@ from common.errors import JobFailed
 from common.jobs import ClaimedJob, JobResult, Priority, Work
 from common.settings import Settings
 from ops.bench.voice import wav
+from tests.waiting import until
 from workers import transcription as module
 from workers.serving import on_shutdown
 from workers.transcription import transcription
@@ -135,9 +136,7 @@ async def test_an_engine_that_dies_fails_its_jobs_for_a_retry_and_comes_back(tmp
     worker = Worker(tmp_path, delay_s=0.05, batch_size=1)
     await module.on_startup(worker.ctx)
     running = asyncio.create_task(worker.run(8))
-    async with asyncio.timeout(10):
-        while not worker.segments("job"):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: bool(worker.segments("job")), "a segment")
     worker.ctx["engine"].die()
     with pytest.raises(JobFailed) as caught:
         await running
@@ -151,9 +150,7 @@ async def test_a_short_clip_of_the_high_lane_is_done_while_a_long_file_of_anothe
     worker = Worker(tmp_path, delay_s=0.1, batch_size=2)
     await module.on_startup(worker.ctx)
     long = asyncio.create_task(worker.run(40, name="long", lane="low"))
-    async with asyncio.timeout(10):
-        while not worker.segments("long"):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: bool(worker.segments("long")), "a segment")
     await worker.run(2, name="clip", lane="high")
     assert not long.done()
     assert len(worker.segments("long")) < 60
@@ -165,9 +162,7 @@ async def test_a_cancelled_job_takes_its_chunks_out_of_the_batches(tmp_path: Pat
     worker = Worker(tmp_path, delay_s=0.05, batch_size=1)
     await module.on_startup(worker.ctx)
     running = asyncio.create_task(worker.run(30))
-    async with asyncio.timeout(10):
-        while not worker.segments("job"):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: bool(worker.segments("job")), "a segment")
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

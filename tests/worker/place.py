@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +19,7 @@ from common.queue import Queue
 from common.results import Results
 from common.settings import Settings
 from scheduler.scheduler import Scheduler
+from tests.waiting import until
 from workers.beat import Beat, Order
 from workers.beat_process import BeatProcess
 from workers.worker import Worker
@@ -143,19 +143,6 @@ class Place:
     async def leases(self) -> int:
         """Leases that Redis knows."""
         return int(await self.queue.redis.zcard(f"{self.queue.keys.queue(QUEUE)}leases"))
-
-
-async def until(
-    condition: Callable[[], bool | Awaitable[bool]], what: str, deadline_s: float = DEADLINE_S, step_s: float = 0.005
-) -> float:
-    """Wait for a condition; returns how long it took in seconds."""
-    started = time.monotonic()
-    while True:
-        met = condition()
-        if met if isinstance(met, bool) else await met:
-            return time.monotonic() - started
-        assert time.monotonic() - started < deadline_s, f"not in {deadline_s} s: {what}"
-        await asyncio.sleep(step_s)
 
 
 class Gate:

@@ -15,7 +15,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from common.queue import Queue
 from common.settings import Settings
-from tests.worker.place import Gate, Place, until
+from tests.waiting import until
+from tests.worker.place import Gate, Place
 from workers.beat import Beat, Order, is_stopped
 from workers.beat_process import BeatProcess
 from workers.slots import SlotTable

@@ -13,7 +13,8 @@ from common.errors import JobFailed
 from common.jobs import ClaimedJob, JobResult
 from common.queue import Emitted, Event
 from common.scripts import execute
-from tests.worker.place import Place, until
+from tests.waiting import until
+from tests.worker.place import Place
 
 
 def texts(events: list[Any]) -> list[str]:

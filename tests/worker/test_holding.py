@@ -7,7 +7,8 @@ from typing import Any
 
 from common.scripts import execute
 from common.states import State
-from tests.worker.place import QUEUE, Gate, Place, until
+from tests.waiting import until
+from tests.worker.place import QUEUE, Gate, Place
 
 
 async def test_a_worker_holds_no_more_leases_than_slots(place: Place) -> None:

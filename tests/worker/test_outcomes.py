@@ -12,7 +12,8 @@ from common.errors import JobFailed
 from common.jobs import ClaimedJob, JobRecord, JobResult
 from common.scripts import execute
 from common.settings import Settings
-from tests.worker.place import QUEUE, Gate, Place, until
+from tests.waiting import until
+from tests.worker.place import QUEUE, Gate, Place
 
 
 async def run(place: Place, work: Any, **spec: Any) -> JobRecord:

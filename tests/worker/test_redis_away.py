@@ -13,8 +13,9 @@ import pytest
 from arq import cron
 
 from tests.redis_server import RedisServer
+from tests.waiting import until
 from tests.worker.conftest import profile
-from tests.worker.place import Gate, Place, until
+from tests.worker.place import Gate, Place
 
 
 @pytest.fixture

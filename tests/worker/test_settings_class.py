@@ -13,7 +13,8 @@ from arq.worker import FailedJobs, Retry, func
 
 from common.jobs import ClaimedJob, JobResult
 from common.settings import Settings
-from tests.worker.place import KIND, MODEL, QUEUE, Gate, Place, until
+from tests.waiting import until
+from tests.worker.place import KIND, MODEL, QUEUE, Gate, Place
 from workers.settings_class import get_kwargs
 from workers.worker import Worker, create_worker, run_worker
 

@@ -12,7 +12,8 @@ import pytest
 
 from common.jobs import ClaimedJob
 from common.scripts import execute
-from tests.worker.place import QUEUE, Gate, Place, until
+from tests.waiting import until
+from tests.worker.place import QUEUE, Gate, Place
 
 
 async def test_a_cancel_reaches_the_function_in_less_than_100_ms(place: Place) -> None:

@@ -16,6 +16,7 @@ from common.results import StoredResult
 from producer import follow
 from producer.auth import who
 from producer.direct import Direct
+from producer.edge import Edge, edge
 from producer.openai.asked import read
 from producer.openai.errors import failed
 from producer.openai.responses import answered, stored
@@ -24,7 +25,6 @@ from producer.openai.responses.specs import job_spec
 from producer.openai.responses.streamed import EventsGone, ResponseEvents
 from producer.openai.routes import Call, answers, body_of
 from producer.record import answer, polled
-from producer.routes import Edge, edge
 
 calls = APIRouter(route_class=Direct)
 router = APIRouter()
