@@ -6,7 +6,6 @@ that fell silent and comes back changes nothing. Its lines' answers are stored i
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from enum import StrEnum
 from typing import Any, Literal
@@ -20,9 +19,9 @@ from common.errors import IdempotencyMismatch, NotFound, TooMany
 from common.files import FileRecord, forget_gone, ids_after, list_of, stored
 from common.jobs import decode, encode
 from common.keys import Keys, is_batch_id, new_batch_id
-from common.queue import Key
 from common.settings import Settings
 from common.store import UNAVAILABLE, answered
+from common.submission import Key
 from common.webhooks import Hook
 
 log = logging.getLogger("jarvis.batches")
@@ -167,7 +166,7 @@ class Batches:
         """
         settings = self.settings
         batch_id = new_batch_id()
-        digest = _digest(asked, key.key) if key else ""
+        digest = key.digest(asked.api_key, asked.user) if key else ""
         args = (
             *(batch_id, encode(asked), asked.input_file_id, int(asked.window_s * 1000), settings.max_batches),
             *(digest, key.fingerprint if key else "", int(settings.idempotency_s * 1000)),
@@ -316,12 +315,6 @@ class Batches:
 
     async def _run(self, name: str, *args: Any) -> Any:
         return await answered(scripts.run(self.redis, name, self._prefix, *args))
-
-
-def _digest(asked: BatchAsked, key: str) -> str:
-    # Scoped as that of a job: see common/queue.py.
-    scope = "\0" + asked.api_key if asked.api_key else asked.user
-    return hashlib.sha256(f"{scope}\0{key}".encode()).hexdigest()
 
 
 def _standing(reply: list[Any]) -> Standing | None:

@@ -7,14 +7,10 @@ again after a lost reply without doing anything twice.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import random
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
 import redis.asyncio as redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
@@ -22,101 +18,18 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from common import scripts
 from common.blobs import Blobs
-from common.errors import (
-    ConversationBusy,
-    IdempotencyMismatch,
-    JarvisError,
-    JobFailed,
-    LimitReached,
-    NotAllowedNow,
-    NotFound,
-    QueueFull,
-)
-from common.jobs import (
-    ClaimedJob,
-    Conversation,
-    JobError,
-    JobResult,
-    JobSpec,
-    Submitted,
-    Ticket,
-    Work,
-    decode,
-    encode,
-    parse_history,
-)
+from common.errors import JarvisError, NotAllowedNow, NotFound
+from common.jobs import ClaimedJob, Conversation, JobSpec, Submitted, Ticket, Work, decode, encode, parse_history
 from common.keys import Keys, new_job_id
 from common.limits import Left
+from common.outcomes import Answer, Emitted, Event, Outcome, ends
 from common.settings import Settings
 from common.states import State
 from common.store import UNAVAILABLE, answered, unavailable
-from common.vectors import stored
+from common.submission import SUBMIT_BATCH, Key, arguments, batches, submitted
 from common.webhooks import Hook
 
-#: Jobs in one call of the submit script: bounds how long one call keeps Redis busy (about 5 ms).
-SUBMIT_BATCH = 200
-
-Answer = Literal["stored", "mine", "lost"]
-
-
-class Key(NamedTuple):
-    """An Idempotency-Key and the fingerprint of the request it came with."""
-
-    key: str
-    fingerprint: str
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """How one run ended; `seq` is the number of the last event the worker wrote for the job.
-
-    `gpu_ms` is the run's part of its worker's busy time (`workers/meter.py`).
-    """
-
-    job: ClaimedJob
-    kind: Literal["completed", "incomplete", "failed", "retry", "release"]
-    seq: int
-    body: bytes = b""
-    usage: bytes = b""
-    delay_ms: int = 0
-    gpu_ms: int = 0
-
-    @classmethod
-    def done(cls, job: ClaimedJob, seq: int, result: JobResult) -> Outcome:
-        """It returned a result."""
-        kind: Literal["completed", "incomplete"] = "incomplete" if result.incomplete else "completed"
-        body = stored(result.output, result.vectors) if result.vectors else encode(result.output)
-        return cls(job, kind, seq, body, encode(result.usage) if result.usage else b"")
-
-    @classmethod
-    def failed(cls, job: ClaimedJob, seq: int, error: JobFailed, settings: Settings) -> Outcome:
-        """It failed in a way that was handled: another attempt, or the end."""
-        message = error.message.encode("utf-8", "replace").decode()  # a lone surrogate has no encoding
-        body = encode(JobError(error.code, message))
-        if not error.retryable:
-            return cls(job, "failed", seq, body)
-        delay_s = backoff_s(job.attempts, settings) if error.delay_s is None else error.delay_s
-        return cls(job, "retry", seq, body, delay_ms=int(delay_s * 1000))
-
-    @classmethod
-    def release(cls, job: ClaimedJob, seq: int) -> Outcome:
-        """It was not finished and goes back to the front, without counting as an attempt."""
-        return cls(job, "release", seq)
-
-
-class Event(NamedTuple):
-    """A token or progress event to append to a running job's stream."""
-
-    job: ClaimedJob
-    seq: int
-    event: str
-    data: dict[str, Any]
-
-
-class Emitted(NamedTuple):
-    """Leases whose events were not written, since they are lost; ids of the other jobs, as far as nobody reads them."""
-
-    lost: list[str]
-    unread: set[str]
+__all__ = ["SUBMIT_BATCH", "Answer", "Emitted", "Event", "Key", "Outcome", "Queue", "Swept"]
 
 
 class Swept(NamedTuple):
@@ -124,12 +37,6 @@ class Swept(NamedTuple):
 
     moved: int
     next_ms: int | None
-
-
-def backoff_s(attempts: int, settings: Settings) -> float:
-    """The pause before the next attempt: doubles each time, capped, with full jitter over its upper half."""
-    ceiling = min(settings.retry_delay_max_s, settings.retry_delay_s * 2.0 ** min(attempts, 40))
-    return ceiling * random.uniform(0.5, 1.0)
 
 
 class Queue:
@@ -201,10 +108,10 @@ class Queue:
             replies = await self._sent(self.keys.prefix(shard), args)
             limits: dict[str, tuple[Left, ...]] = {}  # of each key, told with its first job
             for i, reply in zip(some, replies, strict=True):
-                answers[i] = _submitted(specs[i], reply, limits)
+                answers[i] = submitted(specs[i], reply, limits)
 
         try:
-            for shard, some in _batches(by_shard):
+            for shard, some in batches(by_shard):
                 names = [ids[i] if ids else new_job_id(shard) for i in some]
                 args = await self._encoded(names, [specs[i] for i in some], [keys[i] for i in some])
                 if under_way:
@@ -224,7 +131,7 @@ class Queue:
     async def _encoded(self, ids: list[str], specs: list[JobSpec], keys: list[Key | None]) -> list[Any]:
         args: list[Any] = []
         for job_id, spec, key in zip(ids, specs, keys, strict=True):
-            args += self._arguments(job_id, spec, await self._work(spec), key)
+            args += arguments(job_id, spec, await self._work(spec), key, self.settings)
         return args
 
     async def _sent(self, prefix: str, args: list[Any]) -> list[Any]:
@@ -254,31 +161,6 @@ class Queue:
     def life_s(self, ttl_s: float | None) -> float:
         """How long what a job needs must be kept: its life, and the time in which it can be run again."""
         return (ttl_s or self.settings.default_ttl_s) + self.settings.retention_s
-
-    def _arguments(self, job_id: str, spec: JobSpec, work: bytes, key: Key | None) -> list[Any]:
-        settings = self.settings
-        return [
-            job_id,
-            spec.queue,
-            spec.priority,
-            spec.user,
-            due_ms(spec),
-            int((spec.ttl_s or settings.default_ttl_s) * 1000),
-            int((spec.timeout_s or settings.default_timeout_s) * 1000),
-            spec.max_attempts or settings.max_attempts,
-            work,
-            encode(spec.metadata) if spec.metadata else b"",
-            spec.retry_of or "",
-            _digest(spec, key.key) if key else "",
-            key.fingerprint if key else "",
-            spec.model if spec.base else "",
-            int((spec.keep_s or 0) * 1000),
-            encode(spec.hook) if spec.hook else b"",
-            spec.units,
-            spec.api_key,
-            spec.cost_micros,
-            spec.conversation.mode[0] + spec.conversation.key if spec.conversation else "",
-        ]
 
     async def cancel(self, job_id: str) -> None:
         """End a job wherever it stands; a terminal one stays as it is. Raises NotFound, StoreUnavailable."""
@@ -387,7 +269,7 @@ class Queue:
     async def commit(self, queue: str, outcomes: Sequence[Outcome]) -> list[Answer]:
         """Store how runs ended, each only if its lease still holds. Safe to repeat."""
         head = queue, self._retention_ms, self.settings.events_kept
-        answers = await scripts.run(self.redis, "commit", self.keys.of_queue(queue), *head, *_ends(outcomes))
+        answers = await scripts.run(self.redis, "commit", self.keys.of_queue(queue), *head, *ends(outcomes))
         return [answer.decode() for answer in answers]
 
     async def commit_and_claim(
@@ -395,7 +277,7 @@ class Queue:
     ) -> tuple[list[Answer], list[ClaimedJob]]:
         """`commit`, then `claim`, in one call. Safe to repeat."""
         head = self._claim(queue, worker, count, request)
-        answers, flat = await scripts.run(self.redis, "turn", *head, *_ends(outcomes))
+        answers, flat = await scripts.run(self.redis, "turn", *head, *ends(outcomes))
         return [answer.decode() for answer in answers], _claimed_jobs(flat, queue)
 
     async def emit(self, queue: str, events: Sequence[Event], kept: int = 65_536) -> Emitted:
@@ -477,63 +359,11 @@ class Queue:
         return await answered(scripts.run(self.redis, name, self.keys.of_job(job_id), *args))
 
 
-def due_ms(spec: JobSpec) -> int:
-    """When a job becomes ready, in Unix milliseconds; 0 for at once."""
-    if spec.run_at is not None:
-        return int(spec.run_at * 1000)
-    return int((time.time() + spec.delay_s) * 1000) if spec.delay_s else 0
-
-
-def _digest(spec: JobSpec, key: str) -> str:
-    # Scoped to who asks, by API key or else by user: another one's Idempotency-Key must not lead to this one's job.
-    # No user's name begins with a NUL, so that no user is ever taken for a key.
-    scope = "\0" + spec.api_key if spec.api_key else spec.user
-    return hashlib.sha256(f"{scope}\0{key}".encode()).hexdigest()
-
-
-def _batches(by_shard: dict[str, list[int]]) -> Iterator[tuple[str, list[int]]]:
-    for shard, places in by_shard.items():
-        for start in range(0, len(places), SUBMIT_BATCH):
-            yield shard, places[start : start + SUBMIT_BATCH]
-
-
-#: Of each answer, what follows the word; then how the limits of the job's key stand, if it is the first of them.
-_ANSWERS = {b"new": 4, b"same": 1, b"mismatch": 1, b"full": 1, b"busy": 1, b"limited": 4}
-
-
-def _submitted(spec: JobSpec, reply: list[Any], limits: dict[str, tuple[Left, ...]]) -> Submitted | JarvisError:
-    answer = reply[0]
-    if len(reply) > _ANSWERS[answer] + 1:
-        limits[spec.api_key] = Left.parse(reply[-1].decode())
-    left = limits.get(spec.api_key, ())
-    if answer == b"full":
-        return QueueFull(spec.queue, int(reply[1]))
-    if answer == b"busy":
-        assert spec.conversation is not None
-        return ConversationBusy(spec.conversation.key, reply[1].decode())
-    if answer == b"mismatch":
-        return IdempotencyMismatch()
-    if answer == b"limited":
-        retry_after_s = None if reply[1] < 0 else max(reply[1], 1) / 1000
-        return LimitReached(reply[2].decode().split(" "), float(reply[3]), float(reply[4]), retry_after_s, left)
-    if answer == b"new":
-        return Submitted(reply[1].decode(), True, reply[2].decode(), reply[3], left, reply[4])
-    return Submitted(reply[1].decode(), False, limits=left)
-
-
 def _cost_in(held: bytes | None) -> int:
     # `<limit> <taken> <since> <share>` of each limit, as `common/lua/limits.lua` writes it.
     words = (held or b"").decode().split(" ")
     taken = [float(words[i + 1]) for i in range(0, len(words) - 1, 4) if words[i].startswith("cost-")]
     return round(max(taken, default=0.0) * 1_000_000)
-
-
-def _ends(outcomes: Sequence[Outcome]) -> list[Any]:
-    args: list[Any] = []
-    for one in outcomes:
-        extra = one.delay_ms if one.kind == "retry" else one.usage
-        args += (one.job.lease, one.kind, one.seq + 1, one.body, extra, one.gpu_ms)
-    return args
 
 
 def _claimed_jobs(flat: list[Any], queue: str) -> list[ClaimedJob]:

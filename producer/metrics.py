@@ -14,8 +14,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from common.jobs import LANES
+from common.lists import BUCKETS_S, QueueStats
 from common.outbox import Standing
-from common.results import BUCKETS_S, QueueStats
 from common.states import State
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

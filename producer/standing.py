@@ -8,8 +8,8 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from common.catalogue import Model
+from common.lists import QueueStats
 from common.outbox import Outbox
-from common.results import QueueStats
 from producer import metrics
 from producer.answers import HealthOut, JobOut, ModelsOut, ParkedListOut, QueuesOut, ReadyOut, WorkerOut, WorkersOut
 from producer.edge import Edge, edge, page_out

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import NotFound
 from common.jobs import JobError, JobResult, encode
-from common.queue import Event, Outcome, backoff_s
+from common.outcomes import Event, Outcome, backoff_s
 from common.scripts import execute
 from tests.conformance.world import QUEUE, MakeWorld, World
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from common.jobs import JobRecord
+from common.lists import BUCKETS_S
 from common.queue import Queue
-from common.results import BUCKETS_S
 from common.states import State
 from tests.conformance.world import QUEUE, MakeWorld, World, spec
 
@@ -173,7 +173,7 @@ async def test_a_list_can_be_narrowed_by_user_status_kind_and_model(world: World
 
 
 async def test_a_narrow_filter_reads_a_bounded_number_of_entries(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.results.SCAN", 400)
+    monkeypatch.setattr("common.lists.SCAN", 400)
     first = await world.submit(user="rare")
     await world.submit_many(600, user="common")
     page = await world.results.list_jobs(user="rare")

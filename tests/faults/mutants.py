@@ -601,7 +601,7 @@ MUTANTS = (
     ),
     Mutant(
         "a job is shown whoever asks",
-        "common/results.py",
+        "common/records.py",
         "if owner not in (None, record.user):",
         "if owner == '':",
         TENANTS,

@@ -17,7 +17,7 @@ import pytest
 from common import scripts
 from common.errors import SettingsInvalid
 from common.jobs import JobSpec
-from common.queue import _digest
+from common.queue import Key
 from common.settings import Settings
 from scheduler.recurring import Recurring, RecurringJob
 from tests.conformance.world import World, eventually
@@ -57,7 +57,7 @@ async def ticks(world: World) -> list[int]:
     """The ticks, in Unix seconds, for which a job was submitted in the last half minute."""
     now = int(time.time())
     keys = {
-        second: f"{world.prefix}idem:{_digest(RECURRING, f'recurring tick {second}')}"
+        second: f"{world.prefix}idem:{Key(f'recurring tick {second}', '').digest(RECURRING.api_key, RECURRING.user)}"
         for second in range(now - 30, now + 2)
     }
     return [second for second, key in keys.items() if await world.redis.exists(key)]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from common.results import BUCKETS_S
+from common.lists import BUCKETS_S
 from common.scripts import FOLDER
 from common.states import CODES, STATES, TERMINAL, TRANSITIONS, State
 
