@@ -222,12 +222,22 @@ class Batches:
 
     async def reads(self, blob: str) -> bool:
         """Whether an unfinished batch reads this content."""
+        return any(decode(row, type=BatchAsked).blob == blob for row in await self._of_unfinished("about"))
+
+    async def standing(self) -> dict[BatchState, int]:
+        """How many batches are in each state that is not the last, for metrics."""
+        counts = dict.fromkeys((state for state in BatchState if state not in OVER), 0)
+        for text in await self._of_unfinished("state"):
+            if (state := BatchState(text.decode())) in counts:
+                counts[state] += 1
+        return counts
+
+    async def _of_unfinished(self, field: str) -> list[bytes]:
         names = await answered(self.redis.zrange(f"{self._prefix}batches:due", 0, -1))
         pipe = self.redis.pipeline(transaction=False)
         for name in names:
-            pipe.hget(self._key(name.decode()), "about")
-        rows = await answered(pipe.execute())
-        return any(decode(row, type=BatchAsked).blob == blob for row in rows if row)
+            pipe.hget(self._key(name.decode()), field)
+        return [value for value in await answered(pipe.execute()) if value]
 
     # -- the moves of who works on a batch; `owner` is its name
 

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from common.batches import BatchState
 from common.jobs import LANES
 from common.lists import BUCKETS_S, QueueStats
 from common.outbox import Standing
@@ -41,11 +42,12 @@ COUNTERS = {
 Workers = dict[str, list[dict[str, Any]]]
 
 
-def exposition(queues: list[QueueStats], workers: Workers, webhooks: Standing) -> bytes:
+def exposition(queues: list[QueueStats], workers: Workers, webhooks: Standing, batches: dict[BatchState, int]) -> bytes:
     """The text that Prometheus scrapes."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Moment(queues))
     registry.register(_Webhooks(webhooks))
+    registry.register(_Batches(batches))
     registry.register(_Engines(workers))
     return generate_latest(registry)
 
@@ -143,6 +145,19 @@ class _Webhooks(Collector):
             if counter.startswith("attempt:"):
                 attempts.add_metric([counter.removeprefix("attempt:")], count)
         yield from (ends, attempts)
+
+
+class _Batches(Collector):
+    """How the batches stand that are not over."""
+
+    def __init__(self, counts: dict[BatchState, int]) -> None:
+        self.counts = counts
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily("jarvis_batches", "Batches that are in this state now", labels=["state"])
+        for state, count in self.counts.items():
+            family.add_metric([state], count)
+        yield family
 
 
 class _Engines(Collector):

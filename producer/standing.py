@@ -119,7 +119,8 @@ async def scrape(request: Request) -> Response:
     queues = await _queues(here)
     workers = {stats.queue: await here.results.workers(stats.queue) for stats in queues if stats.workers}
     webhooks = await Outbox(here.queue.redis, here.settings).standing()
-    return Response(metrics.exposition(queues, workers, webhooks), media_type=metrics.CONTENT_TYPE)
+    batches = await here.batches.standing()
+    return Response(metrics.exposition(queues, workers, webhooks, batches), media_type=metrics.CONTENT_TYPE)
 
 
 @router.get("/docs", include_in_schema=False)

@@ -215,3 +215,14 @@ def test_the_diagram_of_the_page_shows_the_table() -> None:
     drawn = set(re.findall(r"(\S+) --> (\S+)", diagram))
     table = {(str(state), str(to)) for state, ways in BATCH_TRANSITIONS.items() for to in ways}
     assert drawn == table | {("[*]", "validating")} | {(str(state), "[*]") for state in OVER}
+
+
+async def test_a_batch_counts_in_the_state_that_it_has_until_it_is_over(world: World, batches: Batches) -> None:
+    batch = await claimed(world, batches)
+    await a_batch(world)
+    await batches.plan(batch.id, "a", 4, PLAN, None)
+    counts = await batches.standing()
+    assert counts == {"validating": 1, "in_progress": 1, "finalizing": 0, "cancelling": 0}
+    await batches.finalize(batch.id, "a", BatchState.COMPLETED)
+    await batches.end(batch.id, "a", BatchState.COMPLETED, None, None)
+    assert sum((await batches.standing()).values()) == 1

@@ -637,3 +637,16 @@ class HeldFiles:
     async def read(self, blob: str, offset: int, count: int) -> bytes:
         """A stretch of it, in small pieces."""
         return self._held[offset : offset + min(count, 7)]
+
+
+async def test_metrics_tell_how_many_batches_are_in_each_state(client: httpx.AsyncClient) -> None:
+    for number in range(3):
+        batch = await made(client, jsonl(line(number)))
+    await client.post(f"/v1/batches/{batch['id']}/cancel")
+    text = (await client.get("/metrics")).text
+    assert {row for row in text.splitlines() if row.startswith("jarvis_batches{")} == {
+        'jarvis_batches{state="validating"} 2.0',
+        'jarvis_batches{state="in_progress"} 0.0',
+        'jarvis_batches{state="finalizing"} 0.0',
+        'jarvis_batches{state="cancelling"} 1.0',
+    }
