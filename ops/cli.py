@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from io import TextIOWrapper
 from typing import NoReturn
@@ -30,27 +31,31 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (
-    jobs_cli.submit,
-    jobs_cli.transcribe,
-    jobs_cli.watch,
-    jobs_cli.status,
-    jobs_cli.result,
-    jobs_cli.cancel,
-    jobs_cli.retry,
-):
-    app.command()(command)
-app.command("list")(jobs_cli.list_jobs)
-for command in (queues_cli.queues, queues_cli.workers, usage_cli.usage, queues_cli.parked, queues_cli.replay):
-    app.command()(command)
-app.command()(plan_cli.plan)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "submit": jobs_cli.submit,
+    "transcribe": jobs_cli.transcribe,
+    "watch": jobs_cli.watch,
+    "status": jobs_cli.status,
+    "result": jobs_cli.result,
+    "cancel": jobs_cli.cancel,
+    "retry": jobs_cli.retry,
+    "list": jobs_cli.list_jobs,
+    "queues": queues_cli.queues,
+    "workers": queues_cli.workers,
+    "usage": usage_cli.usage,
+    "parked": queues_cli.parked,
+    "replay": queues_cli.replay,
+    "plan": plan_cli.plan,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 app.add_typer(batch_cli.app, name="batch")
 app.add_typer(keys_cli.app, name="keys")
 app.add_typer(models_cli.app, name="models")
 app.add_typer(webhook_cli.app, name="webhooks")
 app.add_typer(plan_cli.trace_app, name="trace")
 
-
+#: Everything behind the command's name is passed on.
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 

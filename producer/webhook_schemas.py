@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from common.webhooks import ED25519_PUBLIC, EVENT_TYPES, Hook, check_secret
+from common.webhooks import EVENT_TYPES, Hook, check_secret
 from producer.strict import Strict
 
 WEEK_S = 7 * 86_400
@@ -212,41 +212,3 @@ class DeliveriesOut(BaseModel):
     data: list[DeliveryOut]
     has_more: bool
     next: str | None = Field(description="Cursor for `after`.")
-
-
-class EndpointOut(BaseModel):
-    """A standing endpoint."""
-
-    model_config = ConfigDict(json_schema_extra={"description": f"Public keys begin with {ED25519_PUBLIC}."})
-
-    id: str
-    object: Literal["webhook_endpoint"]
-    url: str
-    name: str
-    event_types: list[str]
-    user: str
-    payload: Literal["thin", "full"]
-    status: Literal["enabled", "disabled"]
-    disabled_reason: str | None
-    signature: Literal["hmac", "ed25519"]
-    public_key: str | None = Field(description="Of an ed25519 endpoint: what its receiver verifies with.")
-    signing_secret_hint: str
-    secrets_valid: int = Field(description="With so many secrets deliveries are signed now.")
-    created_at: int
-    updated_at: int
-
-
-class EndpointWithSecretOut(EndpointOut):
-    """The answer that makes a secret, and the only one that has it."""
-
-    signing_secret: str
-
-
-class EndpointsOut(BaseModel):
-    """A page of endpoints, newest first."""
-
-    object: Literal["list"]
-    data: list[EndpointOut]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None

@@ -21,7 +21,7 @@ from common.settings import Settings
 from workers.answer import Answer, DetailedAnswer, result
 from workers.engines import generation_engine
 from workers.engines.protocol import GenerationDelta, GenerationRequest, Pushing, Take
-from workers.serving import on_shutdown, revived, starter, worker_settings
+from workers.serving import revived, starter, worker_settings
 
 SEEDS = 2**63
 SAMPLING = (
@@ -160,14 +160,6 @@ def _structured(params: dict[str, Any]) -> dict[str, Any] | None:
 
 
 on_startup = starter("generation", lambda model, settings: generation_engine(model))
-
-
-class GenerationSettings:
-    """What `arq` and `python -m workers generation` read; `settings_for` adds the model's part."""
-
-    functions = (generation,)
-    on_startup = on_startup
-    on_shutdown = on_shutdown
 
 
 def settings_for(model: Model, settings: Settings) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from common.settings import Settings
 from workers import audio
 from workers.engines import transcription_engine
 from workers.engines.protocol import TranscriptionRequest
-from workers.serving import on_shutdown, revived, starter, worker_settings
+from workers.serving import revived, starter, worker_settings
 from workers.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -84,14 +84,6 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     """Load the engine."""
     await _load(ctx)
     ctx["decoders"] = asyncio.Semaphore(DECODERS)
-
-
-class TranscriptionSettings:
-    """What `arq` and `python -m workers transcription` read; `settings_for` adds the model's part."""
-
-    functions = (transcription,)
-    on_startup = on_startup
-    on_shutdown = on_shutdown
 
 
 def settings_for(model: Model, settings: Settings) -> dict[str, Any]:

@@ -93,7 +93,7 @@ async def test_higher_lanes_stand_before_lower_ones(world: World) -> None:
     await world.submit_many(2, priority="normal")
     low = await world.submit(priority="low")
     place, waiting_for = await position(world, low)
-    assert place == 5  # 16:4:1 by turns: one of the normal lane's two comes after it
+    assert place == 5  # 64:16:1 by turns: one of the normal lane's two comes after it
     assert waiting_for == "jobs of a higher priority (4) and 0 before it in its lane"
     assert [(await world.claim_one()).id for _ in range(6)].index(low) == 4
 
