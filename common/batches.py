@@ -226,11 +226,8 @@ class Batches:
 
     async def standing(self) -> dict[BatchState, int]:
         """How many batches are in each state that is not the last, for metrics."""
-        counts = dict.fromkeys((state for state in BatchState if state not in OVER), 0)
-        for text in await self._of_unfinished("state"):
-            if (state := BatchState(text.decode())) in counts:
-                counts[state] += 1
-        return counts
+        found = await self._of_unfinished("state")
+        return {state: found.count(state.encode()) for state in BatchState if state not in OVER}
 
     async def _of_unfinished(self, field: str) -> list[bytes]:
         names = await answered(self.redis.zrange(f"{self._prefix}batches:due", 0, -1))

@@ -1,196 +1,38 @@
-"""Files and batches over HTTP, with a runner and a worker in this process: refusals, answers, ends."""
+"""Batches over HTTP, with a runner and a worker in this process: refusals, answers, ends."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from common.api_keys import ApiKeys, Asked
-from common.batches import BatchAsked
 from common.blobs import Blobs
 from common.jobs import ClaimedJob
-from common.settings import Settings
 from producer.__main__ import Server
-from producer.app import create_app
-from producer.batches.endpoints import Here
-from producer.batches.lines import Checked, check
 from producer.batches.runner import Runner
-from producer.batches.stretches import Tools
+from tests.producer.batching import (
+    CHAT,
+    Do,
+    content,
+    ended,
+    jsonl,
+    line,
+    made,
+    runner,
+    runner_of,
+    settings,
+    upload,
+    work,
+)
 from tests.producer.worker import PlayedWorker
 
-CHAT = "/v1/chat/completions"
-OVER = ("completed", "failed", "expired", "cancelled")
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    """Small stretches, so that a few lines are several; and clocks that a test can wait for."""
-    small = {"batch_jobs": 8, "lease_s": 2, "bell_timeout_s": 0.5, "max_file_bytes": 300_000, "max_batch_lines": 500}
-    return settings.model_copy(update=small)
-
-
-@asynccontextmanager
-async def runner_of(app: FastAPI) -> AsyncIterator[Runner]:
-    """What `python -m producer.batches` runs, in this process."""
-    edge = app.state.edge
-    tools = Tools(Here(edge.submitter, edge.files, edge.results), edge.queue, edge.results, edge.settings)
-    made = Runner(tools, edge.batches)
-    running = asyncio.create_task(made.run())
-    yield made
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
-
-
-@pytest.fixture
-async def runner(app: FastAPI) -> AsyncIterator[Runner]:
-    """A runner that is there all the time."""
-    async with runner_of(app) as made:
-        yield made
-
-
-Do = Callable[[ClaimedJob], str]
-
-
-@pytest.fixture
-async def work(app: FastAPI) -> AsyncIterator[dict[str, Do]]:
-    """A worker of `echo` that answers with the prompt, or does what the test puts under "do"."""
-    played = PlayedWorker(app.state.edge.queue, "generation:echo")
-    told: dict[str, Do] = {"do": lambda job: "finish"}
-
-    async def busy() -> None:
-        while True:
-            job = await played.next()
-            match told["do"](job):
-                case "finish":
-                    text = job.spec.input["messages"][-1]["content"]
-                    await played.finish(job, {"text": text, "finish_reason": "stop"})
-                case "fail":
-                    await played.fail(job, "invalid_request")
-
-    running = asyncio.create_task(busy())
-    yield told
-    running.cancel()
-
-
-def line(number: int, **fields: Any) -> dict[str, Any]:
-    """A line of an input, right but for what the test says."""
-    body = {"model": "echo", "messages": [{"role": "user", "content": f"number {number}"}], "max_tokens": 5}
-    return {"custom_id": f"line-{number}", "method": "POST", "url": CHAT, "body": body} | fields
-
-
-def jsonl(*lines: dict[str, Any]) -> bytes:
-    """Lines as a file."""
-    return "\n".join(json.dumps(one) for one in lines).encode()
-
-
-async def upload(client: httpx.AsyncClient, content: bytes, **fields: Any) -> httpx.Response:
-    """Upload a file."""
-    parts: dict[str, Any] = {name: (None, value) for name, value in ({"purpose": "batch"} | fields).items()}
-    return await client.post("/v1/files", files=parts | {"file": ("some/lines.jsonl", content)})
-
-
-async def made(client: httpx.AsyncClient, content: bytes, **asked: Any) -> dict[str, Any]:
-    """A batch of such an input."""
-    file = (await upload(client, content)).json()
-    body = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"} | asked
-    answer = await client.post("/v1/batches", json=body)
-    assert answer.status_code == 200, answer.text
-    document: dict[str, Any] = answer.json()
-    return document
-
-
-async def ended(client: httpx.AsyncClient, batch_id: str, deadline_s: float = 15) -> dict[str, Any]:
-    """The batch once it is over."""
-    async with asyncio.timeout(deadline_s):
-        while True:
-            batch: dict[str, Any] = (await client.get(f"/v1/batches/{batch_id}")).json()
-            if batch["status"] in OVER:
-                return batch
-            await asyncio.sleep(0.02)
-
-
-async def content(client: httpx.AsyncClient, file_id: str) -> list[dict[str, Any]]:
-    """The lines of a file."""
-    return [json.loads(text) for text in (await client.get(f"/v1/files/{file_id}/content")).text.splitlines()]
-
-
-# -- files
-
-
-async def test_a_file_is_kept_listed_read_and_deleted(client: httpx.AsyncClient) -> None:
-    first = (await upload(client, b"one\n")).json()
-    second = (await upload(client, b"two\n", purpose="user_data")).json()
-    assert first["object"] == "file"
-    assert (first["bytes"], first["filename"], first["purpose"]) == (4, "lines.jsonl", "batch")
-    assert first["status"] == "processed"
-    assert first["expires_at"] == first["created_at"] + 30 * 86_400
-    assert (await client.get(f"/v1/files/{first['id']}")).json() == first
-    listed = (await client.get("/v1/files")).json()
-    assert [one["id"] for one in listed["data"]] == [second["id"], first["id"]]
-    assert (listed["first_id"], listed["last_id"], listed["has_more"]) == (second["id"], first["id"], False)
-    assert [one["id"] for one in (await client.get("/v1/files?order=asc")).json()["data"]] == [
-        first["id"],
-        second["id"],
-    ]
-    assert [one["id"] for one in (await client.get("/v1/files?purpose=batch")).json()["data"]] == [first["id"]]
-    page = (await client.get("/v1/files?limit=1")).json()
-    assert page["has_more"]
-    following = (await client.get(f"/v1/files?limit=1&after={page['last_id']}")).json()
-    assert [one["id"] for one in following["data"]] == [first["id"]]
-    assert (await client.get(f"/v1/files/{first['id']}/content")).content == b"one\n"
-    gone = (await client.delete(f"/v1/files/{first['id']}")).json()
-    assert gone == {"id": first["id"], "object": "file", "deleted": True}
-    for answer in (await client.get(f"/v1/files/{first['id']}"), await client.delete(f"/v1/files/{first['id']}")):
-        assert answer.status_code == 404
-        assert answer.json()["error"]["code"] == "not_found"
-
-
-async def test_a_file_says_when_it_goes(client: httpx.AsyncClient) -> None:
-    file = await upload(client, b"x", **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"})
-    assert file.json()["expires_at"] == file.json()["created_at"] + 3600
-
-
-@pytest.mark.parametrize(
-    ("given", "fields", "status", "param"),
-    [
-        (b"x", {"purpose": "assistants"}, 400, "purpose"),
-        (b"x", {"purpose": "batch_output"}, 400, "purpose"),
-        (b"x", {"expires_after[seconds]": "60"}, 400, "seconds"),
-        (b"x", {"colour": "red"}, 400, "colour"),
-        (b"", {}, 400, "file"),
-        (b"x" * 300_001, {}, 413, "file"),
-    ],
-)
-async def test_a_file_that_is_not_acceptable_is_refused_by_name(
-    client: httpx.AsyncClient, given: bytes, fields: dict[str, str], status: int, param: str
-) -> None:
-    answer = await upload(client, given, **fields)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
-    assert (await client.get("/v1/files")).json()["data"] == []
-
-
-async def test_there_are_no_more_files_than_may_be(settings: Settings) -> None:
-    app = create_app(settings.model_copy(update={"max_files": 1}))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
-    ):
-        assert (await upload(client, b"one")).status_code == 200
-        assert (await upload(client, b"two")).status_code == 429
-
-
-# -- batches
+__all__ = ["runner", "settings", "work"]  # fixtures
 
 
 async def test_a_batch_is_answered_in_order_with_counts_and_stamps(
@@ -552,91 +394,6 @@ async def test_a_batchs_webhook_is_checked_as_any_other(client: httpx.AsyncClien
     ):
         answer = await client.post("/v1/batches", json={**body, "webhook": webhook})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-
-
-GARBAGE = [b"\x80\x04cos\nsystem\n.", b"", b"{}", b"\xff\xff", b"[1]"]
-
-
-@pytest.mark.parametrize("garbage", GARBAGE)
-async def test_a_record_that_cannot_be_read_stops_nobody(
-    client: httpx.AsyncClient, app: FastAPI, runner: Runner, work: dict[str, Do], garbage: bytes
-) -> None:
-    work["do"] = lambda job: "leave"
-    broken = await made(client, jsonl(line(0)))
-    redis, prefix = app.state.edge.queue.redis, "jarvis:{00}:"
-    await redis.hset(f"{prefix}batch:{broken['id']}", "about", garbage)
-    await redis.set(f"{prefix}file:{broken['input_file_id']}", garbage)
-    work["do"] = lambda job: "finish"
-    assert (await client.get(f"/v1/batches/{broken['id']}")).status_code == 404
-    assert (await client.get(f"/v1/files/{broken['input_file_id']}/content")).status_code == 404
-    whole = await made(client, jsonl(line(1)))
-    assert (await ended(client, whole["id"]))["status"] == "completed"
-    assert [one["id"] for one in (await client.get("/v1/batches")).json()["data"]] == [whole["id"]]
-    assert broken["input_file_id"] not in [one["id"] for one in (await client.get("/v1/files")).json()["data"]]
-
-
-HOSTILE = [
-    b'{"custom_id": NaN}',
-    b"\x00" * 100,
-    b"\xff\xfe" * 100,
-    b'{"custom_id": "\\ud800", "method": "POST", "url": "%s", "body": {}}' % CHAT.encode(),
-    b"[" * 50_000,
-    b'{"a":' * 10_000,
-    b"1e999",
-    b"null",
-    b'"text"',
-    b'{"custom_id": "a", "method": "POST", "url": "%s", "body": {"model": "echo", "n": 1e400}}' % CHAT.encode(),
-    jsonl(line(0, body={"model": "echo", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2**63})),
-    jsonl(line(0, body={"model": "echo", "messages": [{"role": "user", "content": "x"}], "n": 10**6})),
-    jsonl(line(0, body={f"field{number}": 1 for number in range(1000)})),
-    jsonl({f"field{number}": 1 for number in range(5000)}),
-]
-
-
-async def test_hostile_lines_fail_their_batch_and_nothing_else(client: httpx.AsyncClient, runner: Runner) -> None:
-    for wrong in HOSTILE:
-        over = await ended(client, (await made(client, wrong))["id"])
-        assert over["status"] == "failed", wrong[:80]
-        assert all(error["line"] == 1 and error["message"] for error in over["errors"]["data"]), wrong[:80]
-        assert over["errors"]["data"][0]["code"] in (
-            "invalid_json_line",
-            "invalid_request",
-            "unknown_parameter",
-            "missing_required_parameter",
-            "model_not_found",
-        ), over["errors"]
-
-
-@given(st.lists(st.binary(max_size=200) | st.text(max_size=50).map(str.encode), max_size=5).map(b"\n".join))
-@hypothesis_settings(max_examples=200, deadline=None)
-def test_whatever_is_in_a_file_is_told_line_by_line(held: bytes) -> None:
-    """No Redis and no model is needed to refuse what is no request."""
-
-    async def told() -> Checked:
-        asked = BatchAsked(CHAT, "file-x", "@1/x", "24h", 60)
-        return await check(asked, Here(None, HeldFiles(held), None), Settings(), lambda: None)  # type: ignore[arg-type]
-
-    checked = asyncio.run(told())
-    assert checked.errors
-    assert not checked.plan
-    lines: list[int | None] = [n for n, text in enumerate(held.split(b"\n"), start=1) if text.strip()]
-    assert [*dict.fromkeys(error.line for error in checked.errors)] == (lines or [None])
-
-
-class HeldFiles:
-    """Stands in for Files and its blobs: one content, in memory."""
-
-    def __init__(self, held: bytes) -> None:
-        self.blobs = self
-        self._held = held
-
-    async def length(self, blob: str) -> int:
-        """Of the content."""
-        return len(self._held)
-
-    async def read(self, blob: str, offset: int, count: int) -> bytes:
-        """A stretch of it, in small pieces."""
-        return self._held[offset : offset + min(count, 7)]
 
 
 async def test_metrics_tell_how_many_batches_are_in_each_state(client: httpx.AsyncClient) -> None:

@@ -18,7 +18,7 @@ from common.files import Files, list_of
 from common.jobs import Ticket
 from common.keys import Keys
 from common.settings import Settings
-from tests.producer.test_batches import CHAT, Do, ended, jsonl, line, made, runner_of, upload, work
+from tests.producer.batching import CHAT, Do, ended, jsonl, line, made, runner_of, upload, work
 from tests.producer.test_submit import GENERATION
 from tests.producer.worker import PlayedWorker
 
