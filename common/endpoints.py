@@ -174,8 +174,8 @@ class Endpoints:
         await answered(scripts.run(self.redis, "hook", prefix, user, endpoint_id, version, kinds))
 
     def _of(self, endpoint_id: str) -> str:
-        shard = endpoint_id[3:5]
         known = endpoint_id.startswith("we_") and len(endpoint_id) == 29 and endpoint_id.isascii()
-        if not known or not all(c in "0123456789abcdef" for c in shard) or int(shard, 16) >= self.keys.shards:
+        prefix = self.keys.named(endpoint_id[3:5])
+        if not known or prefix is None:
             raise NoEndpoint(endpoint_id)
-        return self.keys.prefix(shard)
+        return prefix

@@ -104,6 +104,11 @@ class Keys:
         """Prefix of a shard's keys, with its hash tag."""
         return f"{self.namespace}:{{{shard}}}:"
 
+    def named(self, shard: str) -> str | None:
+        """The same of a shard by its name, as ids have it; None when there is no such shard."""
+        known = len(shard) == 2 and all(c in "0123456789abcdef" for c in shard) and int(shard, 16) < self.shards
+        return self.prefix(shard) if known else None
+
     def shard_of_queue(self, queue: str) -> str:
         """Which shard a queue lives on: fixed by its name alone, so that every process agrees."""
         return f"{zlib.crc32(queue.encode()) % self.shards:02x}"

@@ -267,13 +267,11 @@ class Outbox:
         return found
 
     def _of(self, delivery_id: str) -> str:
-        shard = delivery_id[4:6]
         known = delivery_id.startswith("dlv_") and len(delivery_id) <= 64 and delivery_id.isascii()
-        if not known or not all(c in "0123456789abcdef" for c in shard) or len(shard) < 2:
+        prefix = self.keys.named(delivery_id[4:6])
+        if not known or prefix is None:
             raise NoDelivery(delivery_id)
-        if int(shard, 16) >= self.keys.shards:
-            raise NoDelivery(delivery_id)
-        return self.keys.prefix(shard)
+        return prefix
 
 
 def _fields(flat: Any) -> dict[bytes, bytes]:

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 
 import redis.asyncio as redis
 
-from common.jobs import encode
+from common.jobs import decode, encode
 from common.keys import Keys
 from common.limits import Limit, Policy
 from common.settings import Settings
+from common.store import answered
 
 
 class Policies:
@@ -30,6 +31,14 @@ class Policies:
     async def set_share(self, owner: str, policy: Policy) -> None:
         """From now on claims go by the policy's weight, its `in_progress` and its limits with `wait`."""
         await self._set("shares", owner, share(policy))
+
+    async def shares(self) -> dict[str, dict[str, object]]:
+        """By owner, what claims go by. Raises StoreUnavailable."""
+        found: dict[str, dict[str, object]] = {}
+        for prefix in self.keys.prefixes():
+            rows = await answered(self.redis.hgetall(f"{prefix}shares"))
+            found |= {owner.decode(): decode(text) for owner, text in rows.items()}
+        return found
 
     async def _set(self, name: str, field: str, value: dict[str, object]) -> None:
         for prefix in self.keys.prefixes():

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from common.errors import InvalidField
-from common.jobs import decode, encode
+from common.jobs import encode
+from common.policies import Policies
 
 if TYPE_CHECKING:
     from common.jobs import JobRecord
@@ -114,9 +115,8 @@ async def recorded(results: Results, since: float, most: int) -> Trace:
         slots = [worker["slots"] for worker in await results.workers(queue)]
         if slots:
             trace.workers[queue] = slots
-    for prefix in results.keys.prefixes():
-        for owner, text in (await results.redis.hgetall(f"{prefix}shares")).items():  # type: ignore[misc]
-            trace.shares[owner.decode()] = limits_of(decode(text))
+    shares = await Policies(results.redis, results.settings).shares()
+    trace.shares = {owner: limits_of(share) for owner, share in shares.items()}
     return trace
 
 

@@ -9,7 +9,6 @@ from common.outcomes import Outcome, backoff_s
 from common.scripts import execute
 from tests.conformance.world import QUEUE, MakeWorld, World
 
-DAY_MS = 86_400_000
 ERROR = encode(JobError("x", "y"))
 
 

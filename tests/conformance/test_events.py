@@ -8,7 +8,6 @@ from common.jobs import JobError, JobResult, encode
 from common.outcomes import Event, Outcome
 from tests.conformance.world import QUEUE, World
 
-DAY_MS = 86_400_000
 ERROR = encode(JobError("x", "y"))
 
 

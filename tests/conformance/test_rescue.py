@@ -7,12 +7,7 @@ import asyncio
 import pytest
 
 from common.errors import NotFound
-from common.jobs import JobError, encode
 from tests.conformance.world import QUEUE, MakeWorld, World
-
-DAY_MS = 86_400_000
-ERROR = encode(JobError("x", "y"))
-
 
 # -- renew
 

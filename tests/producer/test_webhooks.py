@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -32,19 +31,10 @@ HOOK = {"url": "https://example.org/hook?token=hidden", "secret": SECRET}
 
 
 @pytest.fixture
-def settings(redis_url: str, catalogue: Path, tmp_path: Path) -> Settings:
+def settings(settings: Settings) -> Settings:
     """Loopback is exempt, the schedule is short."""
-    return Settings(
-        redis_url=redis_url,
-        catalogue=catalogue,
-        data_dir=tmp_path,
-        wait_max_s=5,
-        port=0,
-        bell_timeout_s=0.5,
-        webhook_allow="127.0.0.1",
-        webhook_timeout_s=1,
-        webhook_retry_s=(0.1,),
-    )
+    short = {"bell_timeout_s": 0.5, "webhook_timeout_s": 1, "webhook_retry_s": (0.1,)}
+    return settings.model_copy(update={"webhook_allow": "127.0.0.1", **short})
 
 
 @pytest.fixture
