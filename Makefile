@@ -8,7 +8,6 @@ JARVIS_VENV ?= .venv
 export JARVIS_VENV
 BIN := $(JARVIS_VENV)/bin
 PYTHON := $(BIN)/python
-# What `make bench` measures: `python -m ops.bench --help` lists it.
 BENCH ?= queue
 # Scaling as in honcho: make run SCALE=generation=2,web=2
 SCALE ?=
@@ -53,7 +52,7 @@ mutants: setup ## break 110 promises on purpose, one at a time; each must fail i
 soak: setup ## 30 minutes of random faults under load, counted by a ledger (ARGS="--minutes 3 --seed 1 --json FILE")
 	$(PYTHON) -m tests.faults.soak $(ARGS)
 
-bench: setup ## measure (BENCH=queue|latency|submit|flat|fault|generation|chat|embedding|batch, ARGS="--json FILE")
+bench: setup ## measure (BENCH=queue, latency, fairness, generation, …: python -m ops.bench --help; ARGS="--json FILE")
 	$(PYTHON) -m ops.bench $(BENCH) $(ARGS)
 
 lock: setup ## resolve ops/requirements.lock anew
