@@ -97,17 +97,7 @@ def worker_settings(
         raise SettingsInvalid("--for belongs to `generation --model ALIAS`: the model that runs another alias' jobs")
 
     if what not in KINDS:
-        from arq.utils import import_string
-
-        from workers.settings_class import get_kwargs
-
-        sys.path.append(str(Path.cwd()))
-        try:
-            return {"settings": settings, **get_kwargs(import_string(what))}
-        except ImportError as error:
-            raise SettingsInvalid(
-                f"{what!r} is neither one of {', '.join(KINDS)} nor a settings class: {error}"
-            ) from error
+        return {"settings": settings, **_of_class(what)}
     from common.catalogue import Catalogue
 
     catalogue = Catalogue.load(settings.catalogue)
@@ -126,6 +116,19 @@ def worker_settings(
     else:
         from workers.transcription import settings_for
     return {"settings": settings, **settings_for(chosen, settings)}
+
+
+def _of_class(name: str) -> dict[str, Any]:
+    from arq.utils import import_string
+
+    from common.errors import SettingsInvalid
+    from workers.settings_class import get_kwargs
+
+    sys.path.append(str(Path.cwd()))
+    try:
+        return get_kwargs(import_string(name))
+    except ImportError as error:
+        raise SettingsInvalid(f"{name!r} is neither one of {', '.join(KINDS)} nor a settings class: {error}") from error
 
 
 def deliver(settings: Settings) -> int:
