@@ -163,7 +163,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _clocks_fit(self) -> Self:
-        # A healthy idle read must never look like a dead server (reliability.md, test 8).
+        # A healthy idle read must never look like a dead server (acceptance test 8).
         if self.bell_timeout_s >= self.redis_timeout_s:
             raise ValueError(
                 f"bell_timeout_s ({self.bell_timeout_s}) must be less than redis_timeout_s ({self.redis_timeout_s})"

@@ -111,7 +111,7 @@ async def test_lanes_share_seven_to_two_to_one_after_a_burst_whatever_the_size_o
 
 
 async def test_a_burst_of_the_high_lane_starts_before_the_second_next_low_job(world: World) -> None:
-    """reliability.md, test 10: 1,000 low ones wait, then 50 high ones come."""
+    """Acceptance test 10: 1,000 low ones wait, then 50 high ones come."""
     await world.submit_many(200, priority="low")
     await world.run_some(30)
     await world.submit_many(50, priority="high")

@@ -12,7 +12,7 @@ from tests.faults.formation import Formation
 from tests.faults.proxy import Proxy
 from tests.redis_server import RedisServer
 
-#: `make faults` runs the full sizes of reliability.md; `make test` smaller ones of the same tests.
+#: `make faults` runs the full sizes of the acceptance tests; `make test` smaller ones of the same tests.
 FULL = os.environ.get("JARVIS_FAULTS_FULL") == "1"
 
 

@@ -1,6 +1,6 @@
 """Real processes, each kept running as a supervisor would keep it, and ways to harm them.
 
-The settings are the test profile of reliability.md: a lease of 2 s, so that a job whose worker died must run
+The settings are the acceptance tests' profile: a lease of 2 s, so that a job whose worker died must run
 again within B = L + L/2 + 1 s = 4 s.
 """
 

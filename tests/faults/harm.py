@@ -13,7 +13,7 @@ from tests.faults.proxy import Proxy
 
 
 class Harm:
-    """Workers killed and stopped, connections cut, silenced and slowed, Redis killed: reliability.md, 1, 3, 6 and 8."""
+    """Workers killed and stopped, connections cut, silent and slow, Redis killed: acceptance tests 1, 3, 6 and 8."""
 
     def __init__(self, formation: Formation, workers: list[Kept], proxies: list[Proxy], seed: int) -> None:
         self.formation = formation

@@ -1,6 +1,6 @@
 """A worker that computes is alive, one that is stopped is not, and a beat lives exactly as long as its worker.
 
-reliability.md, tests 2 and 3.
+Acceptance tests 2 and 3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is full says so at once, keeps what it has, and is as it was when everything is over. reliability.md, test 11.
+"""What is full says so at once, keeps what it has, and is as it was when everything is over. Acceptance test 11.
 
 What each script does without memory is in tests/integration/test_full_memory.py; here Redis fills up under real
 processes at work.

@@ -1,4 +1,4 @@
-"""SIGTERM: short jobs finish, long ones go elsewhere at once, nothing is lost. reliability.md, test 5."""
+"""SIGTERM: short jobs finish, long ones go elsewhere at once, nothing is lost. Acceptance test 5."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """SIGKILL of vLLM's own process under streaming jobs: the worker stays, restarts it, and every answer is whole.
 
-Once in `make test`, 20 times with JARVIS_FAULTS_FULL=1 (issue 4).
+Once in `make test`, 20 times with JARVIS_FAULTS_FULL=1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lanes and owners' bounds with real workers, some of them killed. reliability.md, test 10."""
+"""Lanes and owners' bounds with real workers, some of them killed. Acceptance test 10."""
 
 from __future__ import annotations
 

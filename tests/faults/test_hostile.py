@@ -1,4 +1,4 @@
-"""Whatever is sent to the web process, it answers in words, keeps its size and stays. reliability.md, test 14.
+"""Whatever is sent to the web process, it answers in words, keeps its size and stays. Acceptance test 14.
 
 The recordings of that test are in tests/unit/test_audio.py, bodies and fields one by one in tests/producer.
 """

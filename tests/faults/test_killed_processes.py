@@ -113,7 +113,7 @@ async def test_a_reader_sees_every_event_once_and_in_order_over_the_deaths_of_we
 
 
 async def test_1_workers_killed_again_and_again_lose_no_job(formation: Formation) -> None:
-    """reliability.md, test 1. The bound on deaths is lifted: here many workers die under one job by chance."""
+    """Acceptance test 1. The bound on deaths is lifted: here many workers die under one job by chance."""
     count, kills, every_s, slots = (500, 30, 1.0, 5) if FULL else (200, 6, 0.7, 5)
     chance = random.Random(1)
     workers = [formation.start(*WORK, slots=slots, max_deaths=100) for _ in range(4 if FULL else 3)]

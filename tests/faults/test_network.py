@@ -1,4 +1,4 @@
-"""A worker cut off from Redis: silence, half-open connections, latency. reliability.md, test 8."""
+"""A worker cut off from Redis: silence, half-open connections, latency. Acceptance test 8."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same request, claim, commit or tick sent many times counts once. reliability.md, test 9."""
+"""The same request, claim, commit or tick sent many times counts once. Acceptance test 9."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job that kills its worker is parked, with its history, and nobody else's job suffers. reliability.md, test 4."""
+"""A job that kills its worker is parked, with its history, and nobody else's job suffers. Acceptance test 4."""
 
 from __future__ import annotations
 

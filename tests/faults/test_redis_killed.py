@@ -1,4 +1,4 @@
-"""Redis killed, cut short, emptied or damaged under work. reliability.md, tests 6 and 7."""
+"""Redis killed, cut short, emptied or damaged under work. Acceptance tests 6 and 7."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What lies in Redis is not believed, no tenant finds out about another, and nothing private gets into logs or metrics.
 
-reliability.md, test 15.
+Acceptance test 15.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fixtures of the worker's tests: the test profile of reliability.md (a lease of 2 s), and a place to work in."""
+"""Fixtures of the worker's tests: the acceptance tests' profile (a lease of 2 s), and a place to work in."""
 
 from __future__ import annotations
 
