@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import fakeredis
 import pytest
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 
-from common import api_keys, batches, endpoints, files, looks, outbox, queue, results, scripts, waiting, wakes
+from common import scripts
 
 INCLUDED = (
     "job",
@@ -55,15 +54,9 @@ def test_no_script_reads_another_clock_or_makes_up_numbers(name: str) -> None:
 
 
 def test_every_script_is_used() -> None:
-    modules = (queue, results, looks, wakes, batches, files, outbox, endpoints, api_keys, waiting)
-    called = " ".join(open_text(module) for module in modules)
+    called = " ".join(module.read_text() for module in scripts.FOLDER.parent.glob("*.py"))
     for name in NAMES:
         assert f'"{name}"' in called
-
-
-def open_text(module: Any) -> str:
-    """A module's source."""
-    return Path(module.__file__).read_text()
 
 
 async def test_a_script_is_sent_once_and_then_run_by_its_digest() -> None:
