@@ -291,6 +291,20 @@ MUTANTS = (
         f"{REDIS}::test_6_redis_killed_under_submits_loses_nothing_acknowledged",
     ),
     Mutant(
+        "a scheduler that gives up when Redis is away",
+        "common/service.py",
+        "except (RedisError, OSError, StoreUnavailable) as error:",
+        "except StoreUnavailable as error:",
+        "tests/integration/test_scheduler.py::test_a_scheduler_outlives_a_restart_of_redis",
+    ),
+    Mutant(
+        "an outage of Redis is told as a mistake of ours",
+        "common/store.py",
+        "raise unavailable(error) from error",
+        "raise",
+        "tests/integration/test_results.py::test_while_redis_is_away_every_call_says_so_in_time",
+    ),
+    Mutant(
         "an entry without a record is run",
         "common/lua/claiming.lua",
         "park('entry-' .. entry",
