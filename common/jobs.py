@@ -96,6 +96,27 @@ class ClaimedJob(msgspec.Struct, frozen=True):
     max_attempts: int = 3
     suspect: bool = False  # the next death of its worker would park it: it runs alone, so that no other dies with it
 
+    @classmethod
+    def parse(cls, row: list[Any], kind: str, model: str) -> ClaimedJob:
+        """Read one, as `claiming.lua` answers it: lease, claims, whether it is suspect, ticket, work."""
+        lease = row[0].decode()
+        ticket = Ticket.parse(row[3].decode())
+        return cls(
+            lease[:28],
+            lease,
+            row[1],
+            ticket.attempts,
+            int(lease[29 : lease.index("p", 29)]),
+            ticket.lane,
+            ticket.user,
+            ticket.timeout_ms / 1000,
+            row[4],
+            kind,
+            model,
+            ticket.tries,
+            row[2] == 1,
+        )
+
     @property
     def spec(self) -> JobSpec:
         """What was asked. Raises msgspec.DecodeError for a foreign or broken encoding."""

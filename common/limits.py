@@ -126,6 +126,13 @@ def _left(what: str, window_ms: str, amount: str, left: str, reset_ms: str) -> L
     return Left(what, int(window_ms) // 1000, float(amount), float(left), int(reset_ms))
 
 
+def cost_taken(held: bytes | None) -> int:
+    """What a job's limits have taken of money, in millionths: of each `<limit> <taken> <since> <share>`."""
+    words = (held or b"").decode().split(" ")
+    taken = [float(words[i + 1]) for i in range(0, len(words) - 1, 4) if words[i].startswith("cost-")]
+    return round(max(taken, default=0.0) * 1_000_000)
+
+
 def _metered(what: str, rest: str, text: str, field: str) -> Limit:
     head, *options = rest.split(",")
     amount_text, _, window_text = head.partition("/")

@@ -21,7 +21,7 @@ from common.blobs import Blobs
 from common.errors import JarvisError, NotAllowedNow, NotFound
 from common.jobs import ClaimedJob, Conversation, JobSpec, Submitted, Ticket, Work, decode, encode, parse_history
 from common.keys import Keys, new_job_id
-from common.limits import Left
+from common.limits import Left, cost_taken
 from common.outcomes import Answer, Emitted, Event, Outcome, ends
 from common.settings import Settings
 from common.states import State
@@ -216,7 +216,7 @@ class Queue:
             user=ticket.user,
             api_key=ticket.api_key,
             units=ticket.units,
-            cost_micros=_cost_in(held),
+            cost_micros=cost_taken(held),
             priority=ticket.lane,
             metadata=decode(metadata) if metadata else {},
             timeout_s=ticket.timeout_ms / 1000,
@@ -359,36 +359,9 @@ class Queue:
         return await answered(scripts.run(self.redis, name, self.keys.of_job(job_id), *args))
 
 
-def _cost_in(held: bytes | None) -> int:
-    # `<limit> <taken> <since> <share>` of each limit, as `common/lua/limits.lua` writes it.
-    words = (held or b"").decode().split(" ")
-    taken = [float(words[i + 1]) for i in range(0, len(words) - 1, 4) if words[i].startswith("cost-")]
-    return round(max(taken, default=0.0) * 1_000_000)
-
-
 def _claimed_jobs(flat: list[Any], queue: str) -> list[ClaimedJob]:
     kind, _, model = queue.partition(":")
-    return [_claimed(flat[i : i + 5], kind, model) for i in range(0, len(flat), 5)]
-
-
-def _claimed(row: list[Any], kind: str, model: str) -> ClaimedJob:
-    lease = row[0].decode()
-    ticket = Ticket.parse(row[3].decode())
-    return ClaimedJob(
-        lease[:28],
-        lease,
-        row[1],
-        ticket.attempts,
-        int(lease[29 : lease.index("p", 29)]),
-        ticket.lane,
-        ticket.user,
-        ticket.timeout_ms / 1000,
-        row[4],
-        kind,
-        model,
-        ticket.tries,
-        row[2] == 1,
-    )
+    return [ClaimedJob.parse(flat[i : i + 5], kind, model) for i in range(0, len(flat), 5)]
 
 
 def _swept(reply: list[int]) -> Swept:
