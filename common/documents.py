@@ -1,4 +1,4 @@
-"""A job and its result as they go over the wire; field by field what `producer/schemas.py` documents."""
+"""A job and its result as they go over the wire; field by field what `producer/answers.py` documents."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from common.jobs import ClaimedJob, JobResult
 from common.settings import Settings
 from common.vectors import Vectors
 from workers.engines import embedding_engine
-from workers.serving import on_shutdown, revived, starter, worker_settings
+from workers.serving import revived, starter, worker_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,14 +67,6 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 on_startup = starter("embedding", lambda model, settings: embedding_engine(model, settings.data_dir))
-
-
-class EmbeddingSettings:
-    """What `arq` and `python -m workers embedding` read; `settings_for` adds the model's part."""
-
-    functions = (embedding,)
-    on_startup = on_startup
-    on_shutdown = on_shutdown
 
 
 def settings_for(model: Model, settings: Settings) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 from common.errors import InvalidField
 from producer.explain import invalid_body
-from producer.schemas import SEED_MAX, USER_PATTERN
+from producer.params import SEED_MAX
+from producer.schemas import USER_PATTERN
 
 Tier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 LANES = {"auto": "normal", "default": "normal", "flex": "low", "scale": "high", "priority": "high", "fast": "high"}
