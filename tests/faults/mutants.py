@@ -39,6 +39,7 @@ BUCKET = "tests/integration/test_limits.py"
 FAIR = "tests/conformance/test_fairness.py"
 TURNS = "tests/conformance/test_conversations.py"
 PLAN = "tests/integration/test_plan.py"
+CALLS = "tests/integration/test_calls.py"
 RESPONSES = "tests/producer/test_responses.py"
 RESUMED = f"{RESPONSES}::test_a_stream_goes_on_in_another_web_process_and_from_another_worker"
 LOST = "tests/faults/test_lost_replies.py::test_replies_lost_at_random_leave_no_job_behind_and_double_nothing"
@@ -842,6 +843,27 @@ MUTANTS = (
         '"retry-after": str(max(1, math.ceil(retry_after_s))),',
         '"retry-after": str(max(1, int(retry_after_s))),',
         "tests/producer/test_limits.py::test_a_used_up_limit_is_a_problem_that_names_it_and_says_when",
+    ),
+    Mutant(
+        "a connection is used again though a reply is still to come",
+        "common/connections.py",
+        "            await self.disconnect(nowait=True)  # half a command may be written, or half a reply read\n",
+        "",
+        f"{CALLS}::test_the_reply_to_a_cancelled_call_is_not_taken_for_the_next_ones",
+    ),
+    Mutant(
+        "calls that Redis does not answer wait for ever",
+        "common/connections.py",
+        "            self._writer.transport.abort()",
+        "            pass",
+        f"{CALLS}::test_a_call_that_is_not_answered_fails_within_its_time",
+    ),
+    Mutant(
+        "the alarm of an answered call cuts an idle connection",
+        "common/connections.py",
+        "            self._began = None\n        if isinstance(reply, ResponseError)",
+        "            pass\n        if isinstance(reply, ResponseError)",
+        f"{CALLS}::test_an_idle_connection_is_not_cut_by_the_alarm_of_a_call_that_was_answered",
     ),
 )
 
