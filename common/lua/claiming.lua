@@ -19,12 +19,12 @@ end
 -- worker died with it, so before the death that would park it, it does.
 local function past_of(history, ticket)
   local _, deliveries = string.gsub(history, 'p', '')
-  local deaths = tonumber(string.match(ticket, '^%d+ %d+ (%d+)'))
+  local deaths = tonumber(look_at_ticket(ticket).deaths)
   return deliveries, deaths > 0 and deaths >= MAX_DEATHS - 1 and 1 or 0
 end
 
 -- `charged` is what its owner has paid for it now, or nil for one that was given back.
-local function lease(id, job, charged)
+local function lease(id, key, job, charged)
   local ticket, history, work = job[1], job[2], job[3]
   local number, deliveries, suspect = '2', 0, 0
   if #history > 15 then -- it was scheduled or delivered before
@@ -32,12 +32,12 @@ local function lease(id, job, charged)
     deliveries, suspect = past_of(history, ticket)
   end
   observe(q, 'wait', NOW - since_of(history))
-  wait_no_more(id, string.match(ticket, ',(%w+) ') or '')
+  wait_no_more(id, look_at_ticket(ticket).api_key)
   local after, step = move(id, q, history, 'p', number)
   if charged then
-    redis.call('HSET', JOB .. id, 'history', after, 'worker', worker, 'charged', charged)
+    redis.call('HSET', key, 'history', after, 'worker', worker, 'charged', charged)
   else
-    redis.call('HSET', JOB .. id, 'history', after, 'worker', worker)
+    redis.call('HSET', key, 'history', after, 'worker', worker)
   end
   local member = id .. ':' .. step
   append(leases, DEADLINE, member)
@@ -49,20 +49,25 @@ end
 local function has_begun(id) return redis.call('EXISTS', P .. 'tokens:' .. id) == 1 end
 
 -- Charge an owner for his job what it will cost, as far as one can tell; returns what stands in its record.
-local function charge(owner, id, ticket)
-  local cost, units = LEAST_COST, nil
-  if PER_JOB > 0 or owner.bounds then units = tonumber(string.match(ticket, '^%d+ %d+ %d+ %d+ %d+ %l(%d+)')) end
-  if PER_JOB > 0 then cost = math.max(cost, units and PER_UNIT > 0 and units * PER_UNIT or PER_JOB) end
+local charged = {} -- of the last job, and the text: jobs of one call are often alike
+local function charge(owner, units)
+  local cost = LEAST_COST
+  if PER_JOB > 0 then cost = math.max(cost, units > 0 and PER_UNIT > 0 and units * PER_UNIT or PER_JOB) end
   owner.tag = owner.tag + cost / owner.weight
-  if owner.bounds then return tostring(cost) .. owner.bounds.reserve(id, units or 0) end
-  return cost ~= LEAST_COST and tostring(cost)
+  if not owner.bounded then return cost ~= LEAST_COST and tostring(cost) end
+  if charged.cost ~= cost or charged.units ~= units or charged.by ~= owner.bounded then
+    local reserved = #owner.limits > 0 and ' u' .. string.format('%d', units) or ''
+    charged = {cost = cost, units = units, by = owner.bounded, text = cost .. (owner.share.most and ' b' or '') .. reserved}
+  end
+  return charged.text
 end
 
 -- Lease a job at the head of its line: 1 if it was taken, 0 if it must not be run, nil if its owner has to wait.
 -- `owner` pays for it; none for a job that was given back, which is paid for.
 local function take(id, entry, lane, owner)
   budget = budget - 1
-  local job = redis.call('HMGET', JOB .. id, 'ticket', 'history', 'work')
+  local key = JOB .. id
+  local job = redis.call('HMGET', key, 'ticket', 'history', 'work')
   if not job[1] then
     park('entry-' .. entry .. '-' .. string.sub(id, 1, 64), queue, 'orphan: no record of this job')
     gone[lane] = (gone[lane] or 0) + 1
@@ -72,8 +77,9 @@ local function take(id, entry, lane, owner)
         redis.call('RPUSH', q .. lane .. ':returned', id)
         return 0
       end
-      if owner and owner.bounds and owner.bounds.reached(job[1]) then return nil end
-      lease(id, job, owner and charge(owner, id, job[1]))
+      local units = look_at_ticket(job[1]).units
+      if owner and owner.bounded and not owners().reserve(owner, units) then return nil end
+      lease(id, key, job, owner and charge(owner, units))
       return 1
     end
     gone[lane] = (gone[lane] or 0) + 1
@@ -109,17 +115,22 @@ local function first_owners(lane, k)
   local names, out, stream = {}, {}, stream_of(q, lane, '')
   for i = 1, #found, 2 do append(names, found[i]) end
   if #names == 0 then return out end
-  local texts = redis.call('EXISTS', P .. 'shares') == 1 and redis.call('HMGET', P .. 'shares', unpack(names)) or {}
-  local chunk = math.ceil(k / #names)
+  local some_shares = redis.call('EXISTS', P .. 'shares') == 1
+  if some_shares then owners().look_at(names) end
+  local weights = 0
   for i, name in ipairs(names) do
-    local owner = {name = name, tag = tonumber(found[2 * i]), turn = 0, stream = stream .. name, chunk = chunk, weight = 1,
+    local owner = {name = name, tag = tonumber(found[2 * i]), turn = 0, stream = stream .. name, weight = 1, chunk = 1,
       entries = false, taken = 0, dry = false, at = 1, last = false, cost = 0}
-    if texts[i] then
-      owner.weight = owners().share_of(name, texts[i]).weight
-      owner.bounds = owners().bounds_of(owner, q)
+    if some_shares then
+      local share = owners().share_of(name)
+      owner.share, owner.weight, owner.limits = share, share.weight, owners().limits_of(share, q)
+      owner.bounded = (share.most and 'b' or '') .. (#owner.limits > 0 and 'u' or '')
+      if owner.bounded == '' then owner.bounded = false end
     end
+    weights = weights + owner.weight
     out[i] = owner
   end
+  for _, owner in ipairs(out) do owner.chunk = math.ceil(k * owner.weight / weights) end
   return out
 end
 

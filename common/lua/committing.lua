@@ -6,31 +6,38 @@ local answers, leases, closed = {}, {}, {}
 local measured = {jobs = 0, units = 0, gpu = 0} -- of the runs of this call that ended with a result
 local talk -- the conversation of the job at hand, if it is of one
 local foretold -- when the job at hand was to end, if anybody was told
-local ticket_of, model_of, held_for -- of the job at hand: its ticket, another model than the queue's, what is held for it
+local ticket, model_of, held_for -- of the job at hand: its ticket, another model than the queue's, what is held for it
 local spent -- of the job at hand: ms of its workers' time in all its runs, this one included
 
-local function stop(id, code, history, step, number, body, usage)
-  local key, field = JOB .. id, code == 'f' and 'error' or 'result'
+local function stop(id, key, code, history, step, number, body, usage)
+  local field = code == 'f' and 'error' or 'result'
   local after = move(id, q, history, code, number)
-  local record = {'history', after, field, body}
-  if usage ~= '' then append(record, 'usage', usage) end
-  if spent > 0 then append(record, 'gpu_ms', spent) end
-  redis.call('HSET', key, unpack(record))
-  account(id, code, history, usage, ticket_of, model_of, held_for)
+  if usage == '' and spent == 0 then
+    redis.call('HSET', key, 'history', after, field, body)
+  else
+    local record = {'history', after, field, body}
+    if usage ~= '' then append(record, 'usage', usage) end
+    if spent > 0 then append(record, 'gpu_ms', spent) end
+    redis.call('HSET', key, unpack(record))
+  end
+  account(id, code, history, usage, ticket, model_of, held_for)
   tell(id, code, history)
   redis.call('PEXPIRE', key, RETENTION_MS, 'NX') -- a record that must be kept longer has its end already
   if #history > 31 or number ~= '3' then -- it has, or may have, token events
     redis.call('PEXPIRE', P .. 'tokens:' .. id, RETENTION_MS)
   end
-  local cost, currency = string.match(usage, '"cost_micros":(%d+),"cost_currency":"(%u+)"')
+  local cost, currency = nil, nil
+  if usage ~= '' then cost, currency = string.match(usage, '"cost_micros":(%d+),"cost_currency":"(%u+)"') end
   if cost then -- by the model that the worker names when it runs another one's jobs
     local model = string.match(redis.call('HGET', key, 'worker'), '@(.+)') or string.match(ARGV[1], ':(.+)')
     count(q, 'cost:' .. currency .. ':' .. model, tonumber(cost))
   end
   append(closed, id)
-  if talk then conversations().pass_turn(id, of_ticket(redis.call('HGET', key, 'ticket')).user, talk) end
-  observe(q, 'run', NOW - tonumber(string.sub(step, -13)))
+  if talk then conversations().pass_turn(id, ticket.user, talk) end
+  local ran = NOW - tonumber(string.sub(step, -13))
+  observe(q, 'run', ran)
   if foretold then judge(q, foretold, NOW) end
+  return ran
 end
 
 -- Tokens or seconds of audio that a run has used.
@@ -48,14 +55,14 @@ local function measure()
 end
 
 -- A handled failure counts an attempt: another one after a pause, or the end.
-local function fail(id, code, history, step, number, body, delay_ms)
-  local ticket = of_ticket(redis.call('HGET', JOB .. id, 'ticket'))
-  ticket.attempts = ticket.attempts + 1
-  if ticket.attempts >= tonumber(ticket.tries) then code = 'f' end
-  redis.call('HSET', JOB .. id, 'ticket', to_ticket(ticket), 'by', step)
-  if code == 'f' then return stop(id, code, history, step, number, body, '') end
+local function fail(id, key, text, code, history, step, number, body, delay_ms)
+  local after = of_ticket(text)
+  after.attempts = after.attempts + 1
+  if after.attempts >= tonumber(after.tries) then code = 'f' end
+  redis.call('HSET', key, 'ticket', to_ticket(after), 'by', step)
+  if code == 'f' then return stop(id, key, code, history, step, number, body, '') end
   local due = NOW + delay_ms
-  redis.call('HSET', JOB .. id, 'history', (move(id, q, history, 's', number)), 'error', body, 'due', due)
+  redis.call('HSET', key, 'history', (move(id, q, history, 's', number)), 'error', body, 'due', due)
   schedule(id, due)
   wait_on(id, ticket.api_key)
 end
@@ -67,51 +74,50 @@ local function is_mine(id, history, step)
 end
 
 -- What a run has used is known now: its owner's tag and limits are put right, and the queue's measure.
-local function put_right(id, ticket, charged, gpu_ms, usage)
+local function put_right(charged, gpu_ms, usage)
   local used = 0
   if usage ~= '' then used = units_of(usage) end
   if gpu_ms ~= '0' or used > 0 then
     measured.jobs, measured.gpu, measured.units = measured.jobs + 1, measured.gpu + gpu_ms, measured.units + used
   end
   if not charged and gpu_ms == '0' then return end
-  local owner = string.match(ticket, '^%d+ %d+ %d+ %d+ %d+ %S+ %S+ (.*)$')
-  owners().put_right(q, id, owner, charged or LEAST_COST, math.max(LEAST_COST, tonumber(gpu_ms)), used)
+  owners().put_right(q, ticket.user, charged, math.max(LEAST_COST, tonumber(gpu_ms)), used)
 end
 
 local function commit(i)
   local held, number, body, extra, gpu_ms = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
   local id, step = of_lease(held)
   local code = OUTCOMES[ARGV[i + 1]]
-  local job = redis.call('HMGET', JOB .. id, 'history', 'ticket', 'eta', 'charged', 'model', 'held', 'conversation',
-    'gpu_ms')
+  local key = JOB .. id
+  local job = redis.call('HMGET', key, 'history', 'ticket', 'eta', 'charged', 'model', 'held', 'conversation')
   local history, charged = job[1], job[4]
-  foretold, ticket_of, model_of, held_for = job[3], job[2], job[5], job[6]
-  talk, spent = job[7], (job[8] or 0) + gpu_ms
   if not history or not is_last(history, step) then
     return history and is_mine(id, history, step) and 'mine' or 'lost'
   end
   append(leases, held)
+  foretold, ticket, model_of, held_for = job[3], look_at_ticket(job[2]), job[5], job[6]
+  talk, spent = job[7], gpu_ms + 0
+  if #history > 31 then spent = spent + (redis.call('HGET', key, 'gpu_ms') or 0) end -- it may have run before
   if gpu_ms ~= '0' then
-    if code ~= 'c' and code ~= 'i' then redis.call('HSET', JOB .. id, 'gpu_ms', spent) end
-    use(who_of(ticket_of, model_of), 'gpu_ms', tonumber(gpu_ms))
+    if code ~= 'c' and code ~= 'i' then redis.call('HSET', key, 'gpu_ms', spent) end
+    use(who_of(ticket, model_of), 'gpu_ms', tonumber(gpu_ms))
   end
   if code == 'q' then
-    local ticket = of_ticket(job[2])
     if gpu_ms ~= '0' then -- its next run goes on with what is left of the charge
       charged = charged or tostring(LEAST_COST)
-      redis.call('HSET', JOB .. id, 'charged', (string.gsub(charged, '^%S+', owners().charge_of(charged) - gpu_ms)))
+      redis.call('HSET', key, 'charged', (string.gsub(charged, '^%S+', owners().charge_of(charged).cost - gpu_ms)))
     end
     give_back(id, q, ticket.lane, history, number)
     wait_on(id, ticket.api_key)
-    redis.call('HSET', JOB .. id, 'by', step)
+    redis.call('HSET', key, 'by', step)
   elseif code == 'f' or code == 's' then
-    fail(id, code, history, step, number, body, code == 's' and extra)
-    put_right(id, job[2], charged, gpu_ms, '')
-    if charged then redis.call('HDEL', JOB .. id, 'charged') end
+    fail(id, key, job[2], code, history, step, number, body, code == 's' and extra)
+    put_right(charged, gpu_ms, '')
+    if charged then redis.call('HDEL', key, 'charged') end
   else
-    stop(id, code, history, step, number, body, extra)
-    put_right(id, job[2], charged, gpu_ms, extra)
-    learn(q, tonumber(string.match(job[2], '^%d+ %d+ %d+ %d+ %d+ %l(%d+)')) or 0, NOW - tonumber(string.sub(step, -13)))
+    local ran = stop(id, key, code, history, step, number, body, extra)
+    put_right(charged, gpu_ms, extra)
+    learn(q, ticket.units, ran)
   end
   return 'stored'
 end
@@ -123,7 +129,7 @@ local function commit_from(first, retention_ms)
   keep_pace(q)
   if #leases > 0 then redis.call('ZREM', q .. 'leases', unpack(leases)) end
   if #closed > 0 then redis.call('ZREM', P .. 'expiry', unpack(closed)) end
-  if made then made.settle_tags() end
+  if made then made.settle() end
   measure()
   return answers
 end

@@ -49,20 +49,47 @@ local function count(q, field, by)
   fields[field] = (fields[field] or 0) + by
 end
 
+-- Write sums: one look and one write for all fields of a hash. Returns whether any is new.
+local function add_up(key, sums)
+  local fields, fresh = {}, false
+  for field in pairs(sums) do append(fields, field) end
+  for first = 1, #fields, 1000 do -- Lua cannot unpack more than about 8,000 values
+    local last = math.min(first + 999, #fields)
+    local was, out = redis.call('HMGET', key, unpack(fields, first, last)), {}
+    for i = first, last do
+      local before = was[i - first + 1]
+      fresh = fresh or not before
+      append(out, fields[i], string.format('%.0f', (before or 0) + sums[fields[i]]))
+    end
+    redis.call('HSET', key, unpack(out))
+  end
+  return fresh
+end
+
 -- The first bucket that a duration fits into; the one after the last for those that fit into none.
+local BUCKETS = {5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 1800000}
 local function bucket_of(ms)
-  local BUCKETS = {5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 1800000}
   local bucket = 1
   while bucket <= #BUCKETS and ms > BUCKETS[bucket] do bucket = bucket + 1 end
   return bucket
 end
 
--- `name` is wait or run. Jobs of one call have often waited or run equally long.
-local observed_ms, observed_field
+-- `name` is wait or run. Jobs of one call have often waited or run equally long: such are counted together.
+local observed = {}
+local function count_observed(name)
+  local seen = observed[name]
+  count(seen.q, name .. ':' .. bucket_of(seen.ms), seen.n)
+  count(seen.q, name .. ':sum', seen.ms * seen.n)
+end
+
 local function observe(q, name, ms)
-  if ms ~= observed_ms then observed_ms, observed_field = ms, name .. ':' .. bucket_of(ms) end
-  count(q, observed_field, 1)
-  count(q, name .. ':sum', ms)
+  local seen = observed[name]
+  if seen and seen.ms == ms and seen.q == q then
+    seen.n = seen.n + 1
+  else
+    if seen then count_observed(name) end
+    observed[name] = {q = q, ms = ms, n = 1}
+  end
 end
 
 -- A history's last step: its code, its number, its time. Times have thirteen digits until the year 2286.
@@ -80,12 +107,25 @@ end
 
 local function of_lease(held) return string.sub(held, 1, 28), string.sub(held, 30) end -- an id has 28 characters
 
+local LANE_OF = {h = 'high', n = 'normal', l = 'low'}
 local function of_ticket(ticket)
-  local lanes = {h = 'high', n = 'normal', l = 'low'}
   local expires, attempts, deaths, timeout, tries, lane, units, api_key, queue, user =
     string.match(ticket, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%l)(%d*),?(%w*) (%S+) (.*)$')
   return {expires = expires, attempts = attempts, deaths = deaths, timeout = timeout, tries = tries,
-    lane = lanes[lane], units = tonumber(units) or 0, api_key = api_key, queue = queue, user = user}
+    lane = LANE_OF[lane], units = tonumber(units) or 0, api_key = api_key, queue = queue, user = user}
+end
+
+-- The same, of jobs that are met many times in a call and mostly alike but for `expires`, which it does not tell: read
+-- once for all of them, and not to be changed.
+local tickets = {}
+local function look_at_ticket(ticket)
+  local alike = string.sub(ticket, 15)
+  local found = tickets[alike]
+  if not found then
+    found = of_ticket(ticket)
+    tickets[alike] = found
+  end
+  return found
 end
 
 local function to_ticket(t)
@@ -97,11 +137,13 @@ end
 
 -- The one place where a state changes: gives the job's new history and the step, counts the move, notes the event.
 -- `number` may be nil: the next one after the last in the history. A text is cheaper than a number here.
+local counters = {}
 local function move(id, q, history, code, number)
   local step = (number or number_of(history) + 1) .. code .. NOW_TEXT
   local n = #events
   events[n + 1], events[n + 2] = id, step
-  count(q, 'state:' .. STATES[code], 1)
+  if not counters[code] then counters[code] = 'state:' .. STATES[code] end
+  count(q, counters[code], 1)
   if history == '' then return step, step end
   return history .. ' ' .. step, step
 end
@@ -230,20 +272,20 @@ local function end_job(id, code, reason, message, retention_ms, by_now, read)
     redis.call('ZREM', P .. 'due', id)
   elseif before == 'q' then
     if not read then leave_line(q, id, ticket.lane, ticket.user, history) end
-    if job[4] then owners().put_right(q, id, ticket.user, job[4], 0, 0) end -- it was given back
+    if job[4] then owners().put_right(q, ticket.user, job[4], 0, 0) end -- it was given back
   else
     local held = id .. ':' .. string.match(history, '(%S+)$')
     redis.call('ZREM', q .. 'leases', held)
     redis.call('RPUSH', q .. 'control:' .. job[3], held)
     redis.call('PEXPIRE', q .. 'control:' .. job[3], 60000)
     if job[4] then -- it has used no more than since it began; of units nobody knows
-      owners().put_right(q, id, ticket.user, job[4], math.min(owners().charge_of(job[4]), NOW - since_of(history)))
+      owners().put_right(q, ticket.user, job[4], math.min(owners().charge_of(job[4]).cost, NOW - since_of(history)))
     end
   end
   redis.call('HSET', key, 'history', (move(id, q, history, code, next_number(id, history))),
     'error', cjson.encode({code = reason, message = message}))
   if before ~= 'p' then wait_no_more(id, ticket.api_key) end
-  account(id, code, history, '', job[1], job[5], job[6])
+  account(id, code, history, '', ticket, job[5], job[6])
   tell(id, code, history)
   close(id, retention_ms)
   if job[7] then conversations().pass_turn(id, ticket.user, job[7]) end
@@ -283,7 +325,7 @@ end
 
 -- Write what was gathered: places of users, bells, counters, and the state events.
 local function finish(events_kept)
-  if made then made.settle_tags() end
+  if made then made.settle() end
   for q, lanes in pairs(readied) do
     for lane, got in pairs(lanes) do
       redis.call('HINCRBY', q .. 'meta', 'depth:' .. lane, got.n)
@@ -293,11 +335,11 @@ local function finish(events_kept)
     end
     ring(q)
   end
+  if made then made.keep() end
   if limits_made then limits_made.keep_buckets() end
   keep_usage()
-  for q, fields in pairs(tally) do
-    for field, by in pairs(fields) do redis.call('HINCRBY', q .. 'counts', field, by) end
-  end
+  for name in pairs(observed) do count_observed(name) end
+  for q, fields in pairs(tally) do add_up(q .. 'counts', fields) end
   for first = 1, #events, 2000 do -- Lua cannot unpack more than about 8,000 values
     local last = math.min(first + 1999, #events)
     redis.call('XADD', P .. 'events', 'MAXLEN', '~', events_kept, '*', unpack(events, first, last))

@@ -7,54 +7,79 @@
 -- `<lane>:aside` keeps tags of owners who are not in the line: they have no work there, or are held.
 -- An owner is held while he has as many jobs running as he may, or has used up a limit that makes his jobs wait: no
 -- claim looks at him. The end of one of his jobs, or the time in `held`, puts him back.
+-- Of all owners of a call together, shares and what they have of them are read once and written once: a command for each
+-- of a hundred owners would cost more than their jobs do.
 local LEAST_COST = 1 -- ms; also that of a job while nothing is known
 
 local function make_owners()
   local LOOK_AGAIN_MS = 5000 -- at an owner whose jobs' ends were perhaps missed
-  local shares, owed, spent, crowds, some_held = {}, {}, {}, {}, nil
+  local known, running, changed, owed, ended = {}, {}, {}, {}, {}
 
-  -- What an owner may have; `text` is what `shares` has of him, if it was read already.
-  local function share_of(owner, text)
-    if shares[owner] then return shares[owner] end
-    if text == nil then text = redis.call('HGET', P .. 'shares', owner) end
-    shares[owner] = text and {weight = tonumber(string.match(text, '"weight":([%d.]+)')) or 1,
-      most = tonumber(string.match(text, '"in_progress":(%d+)')),
-      limits = string.match(text, '"limits":(.*)')} or {weight = 1}
-    return shares[owner]
+  -- What a text in `shares` allows: {weight, most jobs running, limits that make jobs wait by what they count}. Owners of
+  -- one tier have the same.
+  local NONE, terms = {}, {}
+  local function terms_of(text)
+    if terms[text] then return terms[text] end
+    local rows, limits = {}, string.match(text, '"limits":(.*)')
+    for what, most, window, burst in string.gmatch(limits or '', '%["([%a_]+)",([^,]+),(%d+),([^,%]]+)%]') do
+      rows[what] = rows[what] or {}
+      append(rows[what], {name = what .. ':' .. window, burst = tonumber(burst), per_unit = window / most})
+    end
+    terms[text] = {weight = tonumber(string.match(text, '"weight":([%d.]+)')) or 1,
+      most = tonumber(string.match(text, '"in_progress":(%d+)')), rows = limits and rows or NONE}
+    return terms[text]
   end
 
-  -- The limits that a queue's jobs fall under: {name, burst, ms until a used unit is free again}.
-  local function limits_of(share, q)
-    if share.rows_of == q then return share.rows end
-    local out = {}
-    share.rows_of, share.rows = q, out
-    if not share.limits then return out end
-    local wanted = string.find(q, '}:q:transcription:', 1, true) and 'audio_seconds' or 'tokens'
-    for what, most, window, burst in string.gmatch(share.limits, '%["([%a_]+)",([^,]+),(%d+),([^,%]]+)%]') do
-      if what == wanted then
-        append(out, {name = what .. ':' .. window, burst = tonumber(burst), per_unit = window / most})
+  -- What owners may have, read once a call. `at` has when a limit will be all free again, by its name, once that was
+  -- looked at.
+  local function read_shares(names)
+    local unknown = {}
+    for _, name in ipairs(names) do
+      if not known[name] then append(unknown, name) end
+    end
+    if #unknown == 0 then return end
+    for i, text in ipairs(redis.call('HMGET', P .. 'shares', unpack(unknown))) do
+      local found = text and terms_of(text)
+      known[unknown[i]] = found and {weight = found.weight, most = found.most, rows = found.rows, at = {}}
+        or {weight = 1, rows = NONE}
+    end
+  end
+
+  local function share_of(owner)
+    if not known[owner] then read_shares({owner}) end
+    return known[owner]
+  end
+
+  local function read_running(names)
+    if #names == 0 then return end
+    for i, n in ipairs(redis.call('HMGET', P .. 'running', unpack(names))) do running[names[i]] = tonumber(n or 0) end
+  end
+
+  -- What owners may have, and have of it now.
+  local function look_at(names)
+    read_shares(names)
+    local uncounted, limited, limits, fields = {}, {}, {}, {}
+    for _, name in ipairs(names) do
+      local share = known[name]
+      if share.most and not running[name] then append(uncounted, name) end
+      for _, rows in pairs(share.rows) do
+        for _, limit in ipairs(share.at[rows[1].name] and NONE or rows) do
+          append(limited, share)
+          append(limits, limit.name)
+          append(fields, name .. ' ' .. limit.name)
+        end
       end
     end
-    return out
+    read_running(uncounted)
+    if #fields > 0 then
+      for i, at in ipairs(redis.call('ZMSCORE', P .. 'spent', unpack(fields))) do limited[i].at[limits[i]] = tonumber(at or 0) end
+    end
   end
 
-  -- When an owner's limit will be all free again; read once a call, and written at its end.
-  local function free_at(owner, limit)
-    local key = P .. 'spent:' .. owner .. ':' .. limit.name
-    spent[key] = spent[key] or {at = tonumber(redis.call('GET', key) or 0)}
-    return spent[key]
-  end
-
-  -- Jobs that began or ended in this call, of an owner who may have only so many running: noted, and written together.
-  local function crowd_of(owner)
-    crowds[owner] = crowds[owner] or {key = P .. 'running:' .. owner, joined = {}, left = {}}
-    return crowds[owner]
-  end
-
-  local function keep_crowd(crowd)
-    if #crowd.left > 0 then redis.call('SREM', crowd.key, unpack(crowd.left)) end
-    if #crowd.joined > 0 then redis.call('SADD', crowd.key, unpack(crowd.joined)) end
-    crowd.joined, crowd.left = {}, {}
+  -- Those of an owner's limits that a queue's jobs fall under.
+  local function limits_of(share, q)
+    if share.rows == NONE then return NONE end
+    return share.rows[string.find(q, '}:q:transcription:', 1, true) and 'audio_seconds' or 'tokens'] or NONE
   end
 
   -- Give owners who have work a place: where they stood, but not before the lane's clock.
@@ -109,95 +134,123 @@ local function make_owners()
     redis.call('DEL', P .. 'held:' .. owner)
   end
 
+  -- Many jobs of a call were charged alike.
+  local charges = {}
   local function charge_of(text)
-    local cost, bound, units = string.match(text, '^(%S+)( ?b?) ?u?(%d*)$')
-    return tonumber(cost), bound == ' b', tonumber(units)
+    local found = charges[text]
+    if not found then
+      local cost, bound, units = string.match(text, '^(%S+)( ?b?) ?u?(%d*)$')
+      found = {cost = tonumber(cost), bound = bound == ' b', units = tonumber(units)}
+      charges[text] = found
+    end
+    return found
   end
 
-  -- A job is claimed no longer: its owner's tag and counts are put right. `used`: units, or nil to keep what was reserved.
-  local function put_right(q, id, owner, charged, cost, used)
-    local paid, bound, units = tonumber(charged), false, nil
-    if not paid then paid, bound, units = charge_of(charged) end
-    if cost ~= paid then
+  -- A job is claimed no longer: its owner's tag and counts are put right at the end of what the call does now (`settle`).
+  -- `charged` is nil where nothing stands in its record; `used`: units, or nil to keep what was reserved.
+  local function put_right(q, owner, charged, cost, used)
+    local charge = charge_of(charged or '1')
+    if cost ~= charge.cost then
       owed[q] = owed[q] or {}
-      owed[q][owner] = (owed[q][owner] or 0) + cost - paid
+      owed[q][owner] = (owed[q][owner] or 0) + cost - charge.cost
     end
-    if not (bound or units) then return end
-    if bound then append(crowd_of(owner).left, short_of(id)) end
-    if units and used then
-      for _, limit in ipairs(limits_of(share_of(owner), q)) do
-        local kept = free_at(owner, limit)
-        if kept.at > 0 and used ~= units then kept.at, kept.new = kept.at + (used - units) * limit.per_unit, true end
+    if not (charge.bound or charge.units) then return end
+    local mine = ended[owner] or {bound = 0, units = {}}
+    ended[owner] = mine
+    if charge.bound then mine.bound = mine.bound + 1 end
+    if charge.units and used and used ~= charge.units then
+      mine.units[q] = (mine.units[q] or 0) + used - charge.units
+    end
+  end
+
+  local function names_in(lists)
+    local names = {}
+    for name in pairs(lists) do append(names, name) end
+    return names
+  end
+
+  -- Give back what ended jobs had of their owners' bounds; an owner who was held may have room again.
+  local function settle_bounds()
+    local names, uncounted, limited = names_in(ended), {}, {}
+    for _, name in ipairs(names) do
+      if ended[name].bound > 0 and not running[name] then append(uncounted, name) end
+      if next(ended[name].units) then append(limited, name) end
+    end
+    read_running(uncounted)
+    if #limited > 0 then look_at(limited) end
+    for _, name in ipairs(names) do
+      local share, mine = known[name], ended[name]
+      if mine.bound > 0 then running[name], changed[name] = math.max(0, running[name] - mine.bound), true end
+      for q, units in pairs(mine.units) do
+        for _, limit in ipairs(limits_of(share, q)) do
+          local at = share.at[limit.name]
+          if at > 0 then share.at[limit.name], share.spent = at + units * limit.per_unit, true end
+        end
       end
     end
-    if some_held == nil then some_held = redis.call('EXISTS', P .. 'held') == 1 end
-    if some_held and redis.call('ZSCORE', P .. 'held', owner) then unhold(owner) end
+    ended = {}
+    for i, held in ipairs(redis.call('ZMSCORE', P .. 'held', unpack(names))) do
+      if held then unhold(names[i]) end
+    end
   end
 
-  -- Move the tags of those who were charged too much or too little; keep whose jobs run, and what limits have left.
-  local function settle_tags()
+  -- Move the tags of those who were charged too much or too little, and settle bounds.
+  local function settle()
     for q, owners in pairs(owed) do
+      read_shares(names_in(owners))
       local lanes = {}
       for _, lane in ipairs(LANES) do
         if redis.call('EXISTS', q .. lane .. ':users', q .. lane .. ':aside') > 0 then append(lanes, lane) end
       end
       for owner, by in pairs(owners) do
-        for _, lane in ipairs(lanes) do move_tag(q, lane, owner, by / share_of(owner).weight) end
+        for _, lane in ipairs(lanes) do move_tag(q, lane, owner, by / known[owner].weight) end
       end
       owed[q] = nil
     end
-    for _, crowd in pairs(crowds) do keep_crowd(crowd) end
-    for key, kept in pairs(spent) do
-      if kept.new then redis.call('SET', key, kept.at, 'PX', math.max(0, math.ceil(kept.at - NOW)) + 60000) end
-      kept.new = nil
+    if next(ended) then settle_bounds() end
+  end
+
+  -- Write what owners have now of their bounds. A limit that is all free again leaves nothing behind.
+  local function keep()
+    local some, none, spent = {}, {}, {}
+    for name in pairs(changed) do
+      if running[name] > 0 then append(some, name, string.format('%d', running[name])) else append(none, name) end
+    end
+    for name, share in pairs(known) do
+      for limit, at in pairs(share.spent and share.at or NONE) do append(spent, at, name .. ' ' .. limit) end
+    end
+    if #some > 0 then redis.call('HSET', P .. 'running', unpack(some)) end
+    if #none > 0 then redis.call('HDEL', P .. 'running', unpack(none)) end
+    if #spent > 0 then
+      redis.call('ZADD', P .. 'spent', unpack(spent))
+      redis.call('ZREMRANGEBYSCORE', P .. 'spent', '-inf', NOW)
     end
   end
 
-  -- What bounds an owner, and how much of it is taken now. `reached` tells whether he may not have another job running:
-  -- then he leaves the line, until `held_until` or the end of one of his jobs.
-  local function bounds_of(owner, q)
-    local share = share_of(owner.name)
-    if not (share.most or share.limits) then return nil end
-    local limits, crowd, n = limits_of(share, q), nil, nil
-    if not share.most and #limits == 0 then return nil end
-    if share.most then
-      crowd = crowd_of(owner.name)
-      keep_crowd(crowd)
-      n = redis.call('SCARD', crowd.key)
+  -- Take what one more job, of so many units, takes of the bounds of an owner (of claiming.lua); true if he may have it.
+  -- If not, he leaves the line until `held_until` or the end of one of his jobs. One that is larger than a whole limit
+  -- is run when nothing of that is used.
+  local function reserve(owner, units)
+    local share = owner.share
+    if share.most and running[owner.name] >= share.most then
+      owner.held_until = NOW + LOOK_AGAIN_MS
+      return false
     end
-    for _, limit in ipairs(limits) do limit.kept = free_at(owner.name, limit) end
-
-    -- A job that is larger than a whole limit is run when nothing of it is used.
-    local function reached(ticket)
-      if n and n >= share.most then
-        owner.held_until = NOW + LOOK_AGAIN_MS
-        return true
-      end
-      local units = tonumber(string.match(ticket, '^%d+ %d+ %d+ %d+ %d+ %l(%d+)') or 0)
-      for _, limit in ipairs(limits) do
-        local ready_at = math.max(NOW, limit.kept.at) + math.min(0, units - limit.burst) * limit.per_unit
-        if ready_at > NOW then owner.held_until = math.max(owner.held_until or 0, math.ceil(ready_at)) end
-      end
-      return owner.held_until ~= nil
+    for _, limit in ipairs(owner.limits) do
+      local ready_at = math.max(NOW, share.at[limit.name]) + math.min(0, units - limit.burst) * limit.per_unit
+      if ready_at > NOW then owner.held_until = math.max(owner.held_until or 0, math.ceil(ready_at)) end
     end
-
-    local function reserve(id, units)
-      if n then
-        n = n + 1
-        append(crowd.joined, short_of(id))
-      end
-      for _, limit in ipairs(limits) do
-        limit.kept.at, limit.kept.new = math.max(NOW, limit.kept.at) + units * limit.per_unit, true
-      end
-      return (n and ' b' or '') .. (#limits > 0 and ' u' .. string.format('%d', units) or '')
+    if owner.held_until then return false end
+    if share.most then running[owner.name], changed[owner.name] = running[owner.name] + 1, true end
+    for _, limit in ipairs(owner.limits) do
+      share.at[limit.name], share.spent = math.max(NOW, share.at[limit.name]) + units * limit.per_unit, true
     end
-
-    return {reached = reached, reserve = reserve}
+    return true
   end
 
-  return {LOOK_AGAIN_MS = LOOK_AGAIN_MS, share_of = share_of, bounds_of = bounds_of, line_up = line_up,
+  return {LOOK_AGAIN_MS = LOOK_AGAIN_MS, share_of = share_of, look_at = look_at, limits_of = limits_of, line_up = line_up,
     forget_tags = forget_tags, step_aside = step_aside, move_tag = move_tag, unhold = unhold, charge_of = charge_of,
-    put_right = put_right, settle_tags = settle_tags}
+    put_right = put_right, settle = settle, keep = keep, reserve = reserve}
 end
 
 -- Made when first needed: most calls need nothing of it, and to make it costs as much as ten looks at Redis.

@@ -128,7 +128,7 @@ end
 local function held(owner)
   local look_at = tonumber(redis.call('ZSCORE', P .. 'held', owner) or 0)
   local most = look_at > 0 and owners().share_of(owner).most
-  local running = most and redis.call('SCARD', P .. 'running:' .. owner) or 0
+  local running = most and tonumber(redis.call('HGET', P .. 'running', owner) or 0) or 0
   return {look_at, most and running >= most and running or 0}
 end
 

@@ -3,7 +3,7 @@
 -- Without keys owners are who callers say they are, and may be any number: a day has MOST_FIELDS sums of such, and past
 -- that those who are new are `*` together.
 local MOST_FIELDS = 5000
-local whose, policies = {}, {}
+local whose, policies, key_that_waits = {}, {}, nil
 
 local function use(who, what, by) who.sums[what] = (who.sums[what] or 0) + by end
 
@@ -28,11 +28,16 @@ end
 
 local function wait_on(id, api_key)
   local door = door_of(api_key)
-  if door and door.waiting then gather(waits, api_key, id) end
+  if door and door.waiting then
+    gather(waits, api_key, id)
+    key_that_waits = true
+  end
 end
 
 local function wait_no_more(id, api_key)
-  if api_key ~= '' then gather(waits_no_more, api_key, id) end
+  if api_key == '' then return end
+  if key_that_waits == nil then key_that_waits = redis.call('EXISTS', P .. 'waits') == 1 end
+  if key_that_waits then gather(waits_no_more, api_key, id) end
 end
 
 local function keep_waits(command, lists)
@@ -43,18 +48,15 @@ local function keep_waits(command, lists)
   end
 end
 
--- Whose a job is, with the sums of this call: of its ticket, and of the model that was asked for when that is not the
--- queue's. Jobs of one call are mostly of few.
+-- Whose a job is, with the sums of this call: of its ticket as it was read, and of the model that was asked for when
+-- that is not the queue's. Jobs of one call are mostly of few.
 local function who_of(ticket, model)
-  local tail = string.match(ticket, '^%d+ %d+ %d+ %d+ %d+ %l%d*(.*)$')
-  local name = model and tail .. '\n' .. model or tail
-  local who = whose[name]
-  if not who then
-    local api_key, queue, user = string.match(tail, '^,?(%w*) (%S+) (.*)$')
-    who = {api_key = api_key, sums = {}}
-    who.name = ' ' .. (api_key == '' and '-' or api_key) .. ' ' .. (model or string.match(queue, ':(.+)')) .. ' ' .. user
-    whose[name] = who
-  end
+  if ticket.who and not model then return ticket.who end
+  local key = ticket.api_key == '' and '-' or ticket.api_key
+  local name = ' ' .. key .. ' ' .. (model or string.match(ticket.queue, ':(.+)')) .. ' ' .. ticket.user
+  local who = whose[name] or {api_key = ticket.api_key, name = name, sums = {}}
+  whose[name] = who
+  if not model then ticket.who = who end
   return who
 end
 
@@ -75,8 +77,8 @@ local function used_of(who, usage)
   return {tokens = tokens, audio_seconds = seconds, cost = cost}
 end
 
--- Count a job that has just ended, once: with its end, in the same script. `usage` is '' when it has no result; ticket,
--- model and held are the record's.
+-- Count a job that has just ended, once: with its end, in the same script. `usage` is '' when it has no result; the
+-- ticket as it was read; model and held are the record's.
 local function account(id, code, history, usage, ticket, model, held)
   local who = who_of(ticket, model)
   use(who, STATES[code], 1)
@@ -94,9 +96,9 @@ end
 local function keep_usage()
   if next(waits) then redis.call('SET', P .. 'waits', 1) end
   keep_waits('SADD', waits)
-  if next(waits_no_more) and redis.call('EXISTS', P .. 'waits') == 1 then keep_waits('SREM', waits_no_more) end
+  keep_waits('SREM', waits_no_more)
   if not next(whose) then return end
-  local key, fresh = P .. 'usage:' .. string.format('%d', math.floor(NOW / 86400000)), false
+  local key, sums = P .. 'usage:' .. string.format('%d', math.floor(NOW / 86400000)), {}
   local full = redis.call('HLEN', key) >= MOST_FIELDS
   for _, who in pairs(whose) do
     for what, by in pairs(who.sums) do
@@ -104,9 +106,9 @@ local function keep_usage()
       if full and who.api_key == '' and redis.call('HEXISTS', key, field) == 0 then
         field = what .. string.gsub(who.name, '%S+$', '*')
       end
-      if redis.call('HINCRBY', key, field, by) == by then fresh = true end
+      sums[field] = (sums[field] or 0) + by
     end
   end
-  if not fresh then return end
+  if not add_up(key, sums) then return end
   redis.call('PEXPIRE', key, redis.call('HGET', P .. 'ordinary', 'usage_ms') or 34560000000, 'NX')
 end

@@ -63,7 +63,7 @@ MUTANTS = (
     Mutant(
         "owners take turns by jobs, whatever those cost",
         "common/lua/owners.lua",
-        "if cost ~= paid then",
+        "if cost ~= charge.cost then",
         "if false then",
         f"{FAIR}::test_who_asks_for_larger_jobs_gets_fewer_of_them",
     ),
@@ -98,23 +98,30 @@ MUTANTS = (
     Mutant(
         "ended jobs go on counting among the owner's running ones",
         "common/lua/owners.lua",
-        "if bound then append(crowd_of(owner).left",
-        "if false then append(crowd_of(owner).left",
+        "if charge.bound then mine.bound",
+        "if false then mine.bound",
         f"{FAIR}::test_every_way_of_ending_lets_the_owners_next_job_run",
     ),
     Mutant(
         "claims do not look how many of an owner's jobs run",
         "common/lua/owners.lua",
-        "if n and n >= share.most then",
+        "if share.most and running[owner.name] >= share.most then",
         "if false then",
         "tests/faults/test_fairness.py::test_an_owners_bound_holds_and_frees_itself_while_workers_are_killed",
     ),
     Mutant(
         "what was held of a limit and not used is kept",
         "common/lua/owners.lua",
-        "if kept.at > 0 and used ~= units then",
+        "if at > 0 then",
         "if false then",
         f"{FAIR}::test_what_was_reserved_of_a_limit_and_not_used_is_free_at_the_jobs_end",
+    ),
+    Mutant(
+        "jobs whose ends were missed count among their owner's running ones for ever",
+        "common/lua/promote.lua",
+        "    if limit then count_running() end\n",
+        "",
+        f"{FAIR}::test_an_end_that_was_missed_does_not_hold_an_owner_for_ever",
     ),
     Mutant(
         "a held owner's next submit puts him back into the line",
@@ -833,7 +840,7 @@ MUTANTS = (
         "usage counted for a commit that was stored before",
         "common/lua/committing.lua",
         "    return history and is_mine(id, history, step) and 'mine' or 'lost'\n",
-        "    if history then use(who_of(job[2], job[5]), 'completed', 1) end\n"
+        "    if history then use(who_of(look_at_ticket(job[2]), job[5]), 'completed', 1) end\n"
         "    return history and is_mine(id, history, step) and 'mine' or 'lost'\n",
         "tests/conformance/test_usage.py::test_all_runs_of_a_job_count_as_gpu_time_and_one_of_them_as_a_job",
     ),
