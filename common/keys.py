@@ -23,7 +23,8 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P held:<owner>          set     `<lane> <queue>` where he has work
     P running               hash    bounded owner -> how many of his jobs are in progress, or were given back
     P running:counted       string  while it is there, those were counted anew a moment ago
-    P spent                 zset    `<owner> <what>:<window ms>` -> when this limit of his will be all free again (ms)
+    P spent                 zset    `<owner> <what>:<window ms>` -> when this limit of his will be all free again (ms);
+                                    kept for a day after that
     P conversation:<user>:<key> list  its unfinished jobs in order (short ids); the first has its turn
     P queues                set     queues that have ever been used
     P readers               zset    id -> until when somebody reads its events as they come (ms)

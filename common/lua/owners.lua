@@ -13,6 +13,7 @@ local LEAST_COST = 1 -- ms; also that of a job while nothing is known
 
 local function make_owners()
   local LOOK_AGAIN_MS = 5000 -- at an owner whose jobs' ends were perhaps missed
+  local SPENT_KEPT_MS = 86400000 -- past its time: what a running job uses beyond its guess still counts from there
   local known, running, changed, owed, ended = {}, {}, {}, {}, {}
 
   -- What a text in `shares` allows: {weight, most jobs running, limits that make jobs wait by what they count}. Owners of
@@ -210,7 +211,7 @@ local function make_owners()
     if next(ended) then settle_bounds() end
   end
 
-  -- Write what owners have now of their bounds. A limit that is all free again leaves nothing behind.
+  -- Write what owners have now of their bounds. A limit that has been all free for long leaves nothing behind.
   local function keep()
     local some, none, spent = {}, {}, {}
     for name in pairs(changed) do
@@ -223,7 +224,7 @@ local function make_owners()
     if #none > 0 then redis.call('HDEL', P .. 'running', unpack(none)) end
     if #spent > 0 then
       redis.call('ZADD', P .. 'spent', unpack(spent))
-      redis.call('ZREMRANGEBYSCORE', P .. 'spent', '-inf', NOW)
+      redis.call('ZREMRANGEBYSCORE', P .. 'spent', '-inf', NOW - SPENT_KEPT_MS)
     end
   end
 

@@ -326,6 +326,22 @@ async def waiting(world: World) -> list[JobRecord]:
     return (await world.results.list_jobs(status=State.QUEUED)).records
 
 
+async def test_what_a_job_used_beyond_its_guess_counts_though_its_guess_is_free_again(
+    world: World, share: Callable[..., Awaitable[None]]
+) -> None:
+    for user in ("ada", "bob"):
+        await share(user, "tokens=100/1s,wait")
+        await world.submit_many(2, user=user, units=10)
+    (ada,) = await world.claim(1)
+    now_s, _ = await world.redis.time()
+    await world.redis.zadd(
+        f"{world.prefix}spent", {"ada tokens:1000": now_s * 1000 - 5000}
+    )  # it has run for some seconds
+    assert users(await world.claim(1)) == "b"
+    await world.commit(ended(ada, 5, 2000))
+    assert users(await world.claim(3)) == "b"
+
+
 async def test_what_was_reserved_of_a_limit_and_not_used_is_free_at_the_jobs_end(
     world: World, share: Callable[..., Awaitable[None]]
 ) -> None:

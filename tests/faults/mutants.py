@@ -117,6 +117,13 @@ MUTANTS = (
         f"{FAIR}::test_what_was_reserved_of_a_limit_and_not_used_is_free_at_the_jobs_end",
     ),
     Mutant(
+        "what jobs use beyond their guess is forgotten once the guess is free again",
+        "common/lua/owners.lua",
+        "'-inf', NOW - SPENT_KEPT_MS)",
+        "'-inf', NOW)",
+        f"{FAIR}::test_what_a_job_used_beyond_its_guess_counts_though_its_guess_is_free_again",
+    ),
+    Mutant(
         "jobs whose ends were missed count among their owner's running ones for ever",
         "common/lua/promote.lua",
         "    if limit then count_running() end\n",
