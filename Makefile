@@ -46,7 +46,7 @@ check: setup ## format, lint, types over code and tests, import directions
 faults: setup ## every fault run: processes killed, connections cut, Redis restarted; vLLM's load generator (FULL=1: full size, 40 min)
 	JARVIS_FAULTS_FULL=$(FULL) $(PYTHON) -m pytest tests/faults tests/openai/test_load_generator.py $(if $(FULL),--timeout 1800) $(ARGS)
 
-mutants: setup ## break 112 promises on purpose, one at a time; each must fail its test
+mutants: setup ## break more than a hundred promises on purpose, one at a time; each must fail its test
 	$(PYTHON) -m tests.faults.mutants
 
 soak: setup ## 30 minutes of random faults under load, counted by a ledger (ARGS="--minutes 3 --seed 1 --json FILE")
