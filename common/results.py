@@ -19,6 +19,7 @@ from common.errors import NotFound, StoreUnavailable
 from common.jobs import JobEvent, JobRecord, Work, decode, parse_step
 from common.lists import Lists
 from common.looks import Seen
+from common.reads import Reads
 from common.records import FIELDS, ended, merged, owned, record_of, state_events, token_event
 from common.settings import Settings
 from common.states import State
@@ -43,10 +44,12 @@ class Results(Lists):
         self.blobs = Blobs(settings)
         self.waiting = Waiting(client, self.keys)
         self.wakes = Wakes(client, self.keys.prefixes(), settings.bell_timeout_s)
+        self._reads = Reads(client)
 
     async def close(self) -> None:
         """Stop the blocking readers."""
         await self.wakes.close()
+        await self._reads.close()
         await self.waiting.close()
 
     async def ready(self) -> None:
@@ -77,8 +80,7 @@ class Results(Lists):
 
     async def look(self, job_id: str, result: bool = True, owner: str | None = None) -> StoredResult:
         """A job as it stands, without its place, in one read. Raises NotFound, StoreUnavailable."""
-        fields = [*FIELDS, "result"] if result else FIELDS
-        values = await answered(self.redis.hmget(self.keys.job(job_id), fields))
+        values = await self._reads.read(self.keys.job(job_id), [*FIELDS, "result"] if result else FIELDS)
         raw = values.pop() if result else None
         record = owned(job_id, values, owner)
         return StoredResult(record, await self.rendered(raw) if raw else None)

@@ -1,8 +1,8 @@
 """`python -m ops.bench embedding`: what the queue costs an embedding model.
 
 The same texts go, in turn, to one call of the engine alone (with the batch size that suits it best), through the whole
-API as jobs of a few texts each, and to vLLM's own pooling server, one request a text. All are loaded; no two of them
-work at the same time.
+API as jobs of a few texts each, submitted one by one and in lists, and to vLLM's own pooling server, one request a
+text. All are loaded; no two of them work at the same time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from common.catalogue import Catalogue, Model
 from common.settings import load_settings
 from ops.bench import figures, retrieval
@@ -35,9 +37,11 @@ SENTENCE = "Number {}: a job waits in its lane, a worker claims it, and its resu
 MORE = "Nothing that was acknowledged is ever lost."
 BATCH_SIZES = (8, 16, 32, 64, 128, 256)
 COMPARED = 64  # texts whose vectors are compared
+LISTED = 1000  # jobs of one list
 
 Vector = Sequence[float]
-Ask = Callable[[Connection, list[str]], Awaitable[list[Vector]]]
+Sent = str | Vector  # a vector as it came
+Ask = Callable[[Connection, Any], Awaitable[list[Sent]]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,32 +102,50 @@ class Served:
         """All texts."""
         before = {name: tree_cpu_s([pid]) for name, pid in self.pids.items()}
         mine = time.process_time()
-        seconds, _ = asyncio.run(self._all(self.given))
+        seconds, _ = uvloop.run(self._all(self.given))
         used = {name: _per_text(tree_cpu_s([pid]) - before[name], self.given) for name, pid in self.pids.items()}
         used["client_ms"] = _per_text(time.process_time() - mine, self.given)
         return {**_speed(seconds, self.given), **used, "rss_mib": rss_mib(self.pids["engine_ms"])}
 
     def vectors(self, some: list[str]) -> list[Vector]:
         """The vectors of some texts."""
-        return asyncio.run(self._all(some))[1]
+        return [_vector(one) for one in uvloop.run(self._all(some))[1]]
 
-    async def _all(self, given: list[str]) -> tuple[float, list[Vector]]:
-        size = self.texts_per_call
-        waiting = list(range(0, len(given), size))[::-1]
-        found: dict[int, list[Vector]] = {}
+    async def _all(self, given: list[str]) -> tuple[float, list[Sent]]:
+        found: dict[int, list[Sent]] = {}
+        started = time.perf_counter()
+        calls = [given[low : low + self.texts_per_call] for low in range(0, len(given), self.texts_per_call)]
+        waiting = list(enumerate(await self.prepared(calls)))[::-1]
 
         async def client() -> None:
             async with Connection(self.port) as connection:
                 while waiting:
-                    low = waiting.pop()
-                    found[low] = await self.ask(connection, given[low : low + size])
+                    place, asked = waiting.pop()
+                    found[place] = await self.ask(connection, asked)
 
-        started = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(self.clients)))
         seconds = time.perf_counter() - started
-        vectors = [vector for low in sorted(found) for vector in found[low]]
+        vectors = [vector for place in sorted(found) for vector in found[place]]
         assert len(vectors) == len(given), "a vector for each text"
         return seconds, vectors
+
+    async def prepared(self, calls: list[list[str]]) -> Sequence[Any]:
+        """What `ask` is given, for the texts of each call."""
+        return calls
+
+
+@dataclass
+class Listed(Served):
+    """Jobs that are submitted many at a time; `ask` gets a job's id and waits for its result."""
+
+    body: Callable[[list[str]], dict[str, Any]]  # of one job
+
+    async def prepared(self, calls: list[list[str]]) -> Sequence[Any]:
+        """The jobs' ids, once all are accepted."""
+        async with Connection(self.port) as connection:
+            lists = [list(map(self.body, calls[low : low + LISTED])) for low in range(0, len(calls), LISTED)]
+            answers = [await connection.call("POST", "/v1/jobs", one) for one in lists]
+        return [job["id"] for answer in answers for job in answer["data"]]
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -151,6 +173,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "ratios": {
             "vs_direct": figures.ratio(rounds, "api", "texts_s", ["direct"]),
             "vs_server": figures.ratio(rounds, "api", "texts_s", ["server"]),
+            "listed_vs_direct": figures.ratio(rounds, "listed", "texts_s", ["direct"]),
+            "listed_vs_server": figures.ratio(rounds, "listed", "texts_s", ["server"]),
         },
         "errors": [],
     }
@@ -167,7 +191,9 @@ def _served(
     print("starting the formation", flush=True)
     running = stack.enter_context(formation(model, options.aof))
     how = options.clients, options.texts_per_job, given
-    yield "api", Served(running.port, _ask_api(model, options.encoding_format), _pids(running), *how)
+    body = _job(model, options.encoding_format)
+    yield "api", Served(running.port, _ask_api(body), _pids(running), *how)
+    yield "listed", Listed(running.port, _ask_result, _pids(running), *how, body)
     if not options.no_server:
         print("starting vLLM's own server", flush=True)
         server = stack.enter_context(_pooling_server(model, options.server_dtype, folder))
@@ -204,28 +230,40 @@ def _round(alone: Alone, served: dict[str, Served], number: int) -> dict[str, di
     return {name: found[name] for name in names}
 
 
-def _ask_api(model: Model, encoding: str) -> Ask:
-    async def ask(connection: Connection, some: list[str]) -> list[Vector]:
-        params = {"encoding_format": encoding}
-        body = {"kind": "embedding", "model": model.alias, "input": {"texts": some}, "params": params}
-        record = await connection.call("POST", "/v1/jobs", body, {"prefer": "wait=60"})
-        return [_vector(one) for one in record["result"]["output"]["embeddings"]]
+def _job(model: Model, encoding: str) -> Callable[[list[str]], dict[str, Any]]:
+    params = {"encoding_format": encoding}
+    return lambda some: {"kind": "embedding", "model": model.alias, "input": {"texts": some}, "params": params}
+
+
+def _ask_api(body: Callable[[list[str]], dict[str, Any]]) -> Ask:
+    async def ask(connection: Connection, some: list[str]) -> list[Sent]:
+        record = await connection.call("POST", "/v1/jobs", body(some), {"prefer": "wait=60"})
+        return _output(record["result"])
 
     return ask
+
+
+async def _ask_result(connection: Connection, job_id: str) -> list[Sent]:
+    return _output(await connection.call("GET", f"/v1/jobs/{job_id}/result?wait=60"))
+
+
+def _output(result: dict[str, Any]) -> list[Sent]:
+    found: list[Sent] = result["output"]["embeddings"]
+    return found
 
 
 def _ask_openai(model: Model, encoding: str) -> Ask:
-    async def ask(connection: Connection, some: list[str]) -> list[Vector]:
+    async def ask(connection: Connection, some: list[str]) -> list[Sent]:
         body = {"model": model.alias, "input": some, "encoding_format": encoding}
         answer = await connection.call("POST", "/v1/embeddings", body)
-        return [_vector(one["embedding"]) for one in answer["data"]]
+        return [one["embedding"] for one in answer["data"]]
 
     return ask
 
 
-def _vector(sent: Any) -> Vector:
+def _vector(sent: Sent) -> Vector:
     if not isinstance(sent, str):
-        return sent  # type: ignore[no-any-return]
+        return sent
     data = base64.b64decode(sent)
     return struct.unpack(f"<{len(data) // 4}f", data)
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from common.catalogue import Model
 from common.errors import JobFailed, SettingsInvalid
-from workers.engines.batching import BatchingEngine, check_weights, padded
+from workers.engines.batching import CROWD, BatchingEngine, check_weights, padded
+from workers.engines.calls import LATER_S, Call
+from workers.engines.grouping import Grouping
 from workers.engines.text import Text, TextReader
 
 LIMIT = 50
@@ -29,7 +32,7 @@ class CountingEncoder:
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment, unused-ignore]
         self.reader = TextReader(tokenizer, LIMIT)
-        self.pad_id, self.dimensions, self.group_tokens = 0, 2, 16
+        self.pad_id, self.dimensions, self.grouping = 0, 2, Grouping(16, cost=8)
         self.pooling, self.pools_prompt, self.threads = "mean", True, 1
         self.groups: list[list[int]] = []  # tokens of each text of each group
         self.go = threading.Event()
@@ -123,7 +126,7 @@ async def test_a_long_job_does_not_hold_up_a_short_one(engine: Engine) -> None:
     engine.counting.go.set()
     await short
     assert not long.done()
-    assert len(engine.batches) <= 3
+    assert len(engine.batches) <= 4  # the last was made while the short one was under way
     await asyncio.gather(first, long)
 
 
@@ -171,6 +174,70 @@ async def test_low_calls_get_a_group_after_many_batches_of_the_others(engine: En
     await low
     assert 0 < sum(other.done() for other in others) < 40
     await asyncio.gather(first, *others)
+
+
+async def test_while_a_crowd_waits_those_that_are_done_are_told_together() -> None:
+    engine = await started()
+    first = await blocked(engine)
+    told: list[float] = []
+    calls = [asyncio.create_task(engine.embed([text(3, 16)])) for _ in range(CROWD + 40)]  # one to a group
+    for call in calls:
+        call.add_done_callback(lambda _: told.append(time.monotonic()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    engine.counting.meet = lambda: time.sleep(0.01)
+    engine.counting.go.set()
+    begun = time.monotonic()
+    await asyncio.gather(first, *calls)
+    told = sorted(moment - begun for moment in told)
+    in_crowd = told[:20]  # while more than the crowd wait; the last ones are told one by one
+    gaps = sum(later - sooner > 0.005 for sooner, later in pairwise(in_crowd))
+    assert gaps <= 4
+    assert in_crowd[0] < LATER_S * 5
+    assert sum(later - sooner > 0.005 for sooner, later in pairwise(told[-CROWD:])) > CROWD / 2
+    await engine.stop()
+
+
+async def test_a_few_calls_are_told_at_once(engine: Engine) -> None:
+    begun = time.monotonic()
+    for n in range(3, 13):
+        await engine.embed([text(n, 2)])
+    assert time.monotonic() - begun < 10 * LATER_S / 2
+
+
+async def test_calls_that_are_done_are_told_so_though_the_engine_stops() -> None:
+    engine = await started()
+    call = Call([Text([5], 1)], asyncio.get_running_loop().create_future(), np.zeros((1, 2), np.float32))
+    engine._calls.append(call)
+    engine._done.add([((call, call.pop()), np.array([5, 1], np.float32))], later=True)
+    await asyncio.sleep(0)
+    await engine.stop()
+    assert call.done.result().vectors.tolist() == [[5, 1]]
+
+
+async def test_a_group_waits_for_a_thread_so_that_none_waits_for_the_event_loop() -> None:
+    engine = await started()
+    first = await blocked(engine)
+    rest = asyncio.create_task(engine.embed([text(3, 16)] * 10))  # more than a batch
+    async with asyncio.timeout(5):
+        while len(engine._groups) < 2:  # noqa: ASYNC110 - a group announces itself to nobody
+            await asyncio.sleep(0)
+    engine.counting.go.set()
+    await asyncio.gather(first, rest)
+    assert max(map(len, engine.counting.groups)) == 1
+    await engine.stop()
+
+
+async def test_what_is_less_than_a_batch_waits_for_company_until_a_thread_is_free(engine: Engine) -> None:
+    first = await blocked(engine)
+    early = asyncio.create_task(engine.embed([text(3, 2)]))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    late = asyncio.create_task(engine.embed([text(4, 2)]))
+    await asyncio.sleep(0)
+    engine.counting.go.set()
+    await asyncio.gather(first, early, late)
+    assert engine.batches == [1, 2]
 
 
 async def test_a_text_is_cut_at_the_models_length_and_counted_whole(engine: Engine) -> None:

@@ -23,14 +23,17 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from common.catalogue import Model
 from common.embedding_presets import EMBEDDING_PRESETS
 from common.errors import EngineDead, JobFailed, SettingsInvalid
+from workers.engines.calls import Call, Done, Piece
+from workers.engines.grouping import Grouping
 from workers.engines.memory import advice
-from workers.engines.protocol import Cut, EmbeddingBatch
+from workers.engines.protocol import EmbeddingBatch
 from workers.engines.text import Text, TextReader
 
 if TYPE_CHECKING:
@@ -47,12 +50,16 @@ BATCH_TOKENS = 4096
 #: Tokens of a group on one core: what a small model computes of so many stays near that core's cache. Of MiniLM, 32
 #: short texts at once took a quarter more CPU time each than 8 or 16 did (torch, one thread, on a busy machine).
 CPU_GROUP_TOKENS = 512
+#: A group costs MiniLM on one core as much as eight tokens, beside its own (ONNX: 1.1 ms, and 0.15 ms a token).
+CPU_GROUPING = Grouping(CPU_GROUP_TOKENS, cost=8)
 #: While calls of the other lanes come, and for so long after the last one, low groups are so many times smaller.
 LOW_YIELDS_S = 2.0
 LOW_PART = 4
 #: Batches of the others after which a low group goes through, however many wait.
 LOW_PASSED = 16
 LOW_NICE = 10
+#: While so many calls wait for a batch, those that are done are told so together (`Done`).
+CROWD = 32
 #: More characters than this are tokenised beside the event loop: they take longer than a millisecond.
 INLINE_CHARACTERS = 4_000
 
@@ -65,7 +72,7 @@ class Encoder(Protocol):
     dimensions: int
     pooling: str
     pools_prompt: bool  # false: the vectors are made without the prompt's tokens, which no batch of ours does
-    group_tokens: int  # that go through the model together, padding included, unless one text has more
+    grouping: Grouping  # what goes through the model together
     threads: int  # groups at once
 
     def enter_thread(self) -> None:
@@ -73,48 +80,6 @@ class Encoder(Protocol):
 
     def encode(self, ids: Tokens, mask: Tokens) -> Vectors:
         """A vector for each row of `ids` (texts, tokens); `mask` is 1 where there is a token and 0 where padding."""
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """One `embed`: its texts still to do (longest last, so that they pop from the end) and the vectors so far."""
-
-    texts: list[Text]
-    done: asyncio.Future[EmbeddingBatch]
-    vectors: Vectors
-    low: bool = False  # whether it lets others go first
-    came: float = field(default_factory=time.monotonic)
-    todo: list[int] = field(default_factory=list)
-    waiting: int = 0  # tokens still to do
-    missing: int = 0
-
-    def __post_init__(self) -> None:
-        self.todo = sorted(range(len(self.texts)), key=lambda index: len(self.texts[index].ids))
-        self.waiting = sum(len(text.ids) for text in self.texts)
-        self.missing = len(self.texts)
-
-    def pop(self) -> int:
-        """Take the longest text that is left into a batch."""
-        index = self.todo.pop()
-        self.waiting -= len(self.texts[index].ids)
-        return index
-
-    def add(self, index: int, vector: Vectors) -> None:
-        """A text's vector; the call is done with the last one."""
-        self.vectors[index] = vector
-        self.missing -= 1
-        if not self.missing and not self.done.done():
-            cut = [Cut(i, text.tokens) for i, text in enumerate(self.texts) if text.tokens > len(text.ids)]
-            self.done.set_result(EmbeddingBatch(self.vectors, sum(len(text.ids) for text in self.texts), cut))
-
-    def fail(self, error: Exception) -> None:
-        """End it without vectors."""
-        self.todo.clear()
-        if not self.done.done():
-            self.done.set_exception(error)
-
-
-Piece = tuple[Call, int]  # a call and the index of one of its texts
 
 
 class BatchingEngine(ABC):
@@ -132,6 +97,7 @@ class BatchingEngine(ABC):
         self._low_pool: ThreadPoolExecutor | None = None
         self._batcher: asyncio.Task[None] | None = None
         self._groups: set[asyncio.Task[None]] = set()  # in the pool
+        self._done = Done()
         self._yield_until = 0.0  # low calls leave room for others (CLOCK_MONOTONIC, s)
 
     @abstractmethod
@@ -205,23 +171,34 @@ class BatchingEngine(ABC):
             while True:
                 await self._something_to_do()
                 # A batch is made when a thread is free for it, so that all that has come by then may be in it.
-                await self._free_thread(encoder.threads)
+                await self._free_thread(encoder.threads * 2 if self._enough(encoder) else encoder.threads)
                 # Low calls let the others go first by themselves, so that they are not passed over for ever.
                 await self._through(encoder, low=any(call.todo and call.low for call in self._calls))
         finally:
+            self._done.tell()
             for call in self._calls:
                 call.fail(EngineDead("the embedding engine stopped"))
             self._calls = []
 
     async def _through(self, encoder: Encoder, low: bool) -> None:
         """Put a batch of the low calls, or of the others, through the model; others that come meanwhile go first."""
-        for group in self._grouped(self._next_batch(low), encoder, self._group_tokens(encoder, low)):
+        for group in self._grouped(self._next_batch(low), encoder, self._grouping(encoder, low)):
             if low:
                 await self._others_first(encoder)
-            await self._free_thread(encoder.threads)
+            # A group for each thread waits in the pool: the event loop may be busy when a thread gets free.
+            await self._free_thread(encoder.threads if low else encoder.threads * 2)
             task = asyncio.create_task(self._run(group))
             self._groups.add(task)
             task.add_done_callback(self._groups.discard)
+
+    def _enough(self, encoder: Encoder) -> bool:
+        """Whether so much waits that a batch gains next to nothing from what comes until a thread is free."""
+        waiting = sum(call.waiting for call in self._calls if not (call.low or call.done.done()))
+        return waiting >= min(self.budget, encoder.threads * 2 * encoder.grouping.tokens)
+
+    @property
+    def _crowded(self) -> bool:
+        return sum(bool(call.todo) for call in self._calls if not (call.low or call.done.done())) >= CROWD
 
     @property
     def _others_wait(self) -> bool:
@@ -242,13 +219,14 @@ class BatchingEngine(ABC):
                     came.cancel()
             await self._through(encoder, low=False)
 
-    def _group_tokens(self, encoder: Encoder, low: bool) -> int:
+    def _grouping(self, encoder: Encoder, low: bool) -> Grouping:
         if low and time.monotonic() < self._yield_until:
-            return max(1, encoder.group_tokens // LOW_PART)
-        return encoder.group_tokens
+            return replace(encoder.grouping, tokens=max(1, encoder.grouping.tokens // LOW_PART))
+        return encoder.grouping
 
-    async def _free_thread(self, threads: int) -> None:
-        while len(self._groups) >= threads:
+    async def _free_thread(self, groups: int) -> None:
+        """Wait until fewer than so many groups are in the pool."""
+        while len(self._groups) >= groups:
             await asyncio.wait(self._groups, return_when=asyncio.FIRST_COMPLETED)
 
     async def _something_to_do(self) -> None:
@@ -284,32 +262,23 @@ class BatchingEngine(ABC):
                     left -= cost
         return batch
 
-    def _grouped(self, batch: list[Piece], encoder: Encoder, tokens: int) -> list[list[Piece]]:
+    def _grouped(self, batch: list[Piece], encoder: Encoder, grouping: Grouping) -> list[list[Piece]]:
         """The batch in groups of like length, the longest first; at least one for each thread."""
         self.batches = [*self.batches[-99:], len(batch)]
         batch.sort(key=lambda piece: len(piece[0].texts[piece[1]].ids), reverse=True)
-        most = -(-len(batch) // encoder.threads)
-        groups = []
-        while batch:
-            call, index = batch[0]
-            longest = max(1, len(call.texts[index].ids))
-            size = max(1, min(most, tokens // longest))
-            groups.append(batch[:size])
-            batch = batch[size:]
-        return groups
+        lengths = [len(call.texts[index].ids) for call, index in batch]
+        rest = iter(batch)
+        return [list(islice(rest, size)) for size in grouping.sizes(lengths, most=-(-len(batch) // encoder.threads))]
 
     async def _run(self, group: list[Piece]) -> None:
-        group = [piece for piece in group if not piece[0].done.done()]  # nobody waits for the others any more
-        if not group:
-            return
+        assert self._encoder is not None, "set at start"
+        pool = self._low_pool if group[0][0].low else self._pool
         try:
-            pool = self._low_pool if group[0][0].low else self._pool
-            vectors = await self._encode([call.texts[index] for call, index in group], pool)
+            encoded = await asyncio.get_running_loop().run_in_executor(pool, _encoded, self._encoder, group)
         except Exception as error:  # noqa: BLE001 - a backend raises anything; it is one call's fault
             await self._blame(group, error)
             return
-        for (call, index), vector in zip(group, vectors, strict=True):
-            call.add(index, vector)
+        self._done.add(encoded, later=self._crowded)
 
     async def _blame(self, group: list[Piece], error: Exception) -> None:
         """One bad text must not fail the others' jobs: find whose it is by running each call's part alone."""
@@ -326,10 +295,14 @@ class BatchingEngine(ABC):
             code, told = "out_of_memory", f"{what} ({told})"
         calls[0].fail(JobFailed(code, told, retryable=not bad_input))
 
-    async def _encode(self, texts: list[Text], pool: ThreadPoolExecutor | None) -> Vectors:
-        assert self._encoder is not None, "set at start"
-        ids, mask = padded(texts, self._encoder.pad_id)
-        return await asyncio.get_running_loop().run_in_executor(pool, self._encoder.encode, ids, mask)
+
+def _encoded(encoder: Encoder, group: list[Piece]) -> list[tuple[Piece, Vectors]]:
+    """The vector of each text whose call still waits for it. Runs in a thread: a call may end while it does."""
+    wanted = [piece for piece in group if not piece[0].done.done()]
+    if not wanted:
+        return []
+    vectors = encoder.encode(*padded([call.texts[index] for call, index in wanted], encoder.pad_id))
+    return list(zip(wanted, vectors, strict=True))
 
 
 def _enter_low_thread(encoder: Encoder) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from common.catalogue import Model
 from common.embedding_presets import EMBEDDING_PRESETS
 from common.errors import SettingsInvalid
-from workers.engines.batching import CPU_GROUP_TOKENS, BatchingEngine, cores
+from workers.engines.batching import CPU_GROUPING, BatchingEngine, cores
 from workers.engines.onnx_file import onnx_file, weights_folder
 from workers.engines.sentence_folder import SentenceFolder
 from workers.engines.text import TextReader
@@ -43,7 +43,7 @@ class OnnxEncoder:
         self.pad_id = folder.pad_id
         self.pooling = folder.pooling
         self.pools_prompt = folder.pools_prompt
-        self.group_tokens, self.threads = CPU_GROUP_TOKENS, threads
+        self.grouping, self.threads = CPU_GROUPING, threads
         import numpy as np
 
         one = np.ones((1, 2), np.int64)

@@ -10,13 +10,15 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from common.errors import SettingsInvalid
-from workers.engines.batching import CPU_GROUP_TOKENS, BatchingEngine, cores
+from workers.engines.batching import CPU_GROUPING, BatchingEngine, cores
+from workers.engines.grouping import Grouping
 from workers.engines.text import TextReader
 
 if TYPE_CHECKING:
     from workers.engines.batching import Tokens, Vectors
 
-GPU_GROUP_TOKENS = 16_384
+#: As few groups as there can be: what one costs on a GPU was not measured.
+GPU_GROUPING = Grouping(16_384, cost=16_384)
 
 
 class TorchEncoder:
@@ -35,7 +37,7 @@ class TorchEncoder:
         self.pooling = str(getattr(pooling, "pooling_mode", "no"))
         self.pools_prompt: bool = getattr(pooling, "include_prompt", True)
         self._on_cpu = model.device.type == "cpu"
-        self.group_tokens, self.threads = (CPU_GROUP_TOKENS, threads) if self._on_cpu else (GPU_GROUP_TOKENS, 1)
+        self.grouping, self.threads = (CPU_GROUPING, threads) if self._on_cpu else (GPU_GROUPING, 1)
 
     def enter_thread(self) -> None:
         """One core for each thread: they run groups of their own."""
