@@ -20,7 +20,7 @@ def price(grouping: Grouping, lengths: list[int], sizes: list[int]) -> int:
     [
         ([], []),
         ([7], [1]),
-        ([100] * 2 + [10] * 4, [2, 4]),  # padding would cost more than a group does
+        ([60] + [10] * 4, [1, 4]),  # padding would cost more than a group does
         ([12, 11, 10], [3]),  # a group costs more than a little padding
         ([40] * 7, [5, 2]),  # two hundred tokens are full
         ([300, 300, 5], [1, 1, 1]),  # one that is longer than a group goes alone
