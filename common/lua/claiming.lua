@@ -49,17 +49,12 @@ end
 local function has_begun(id) return redis.call('EXISTS', P .. 'tokens:' .. id) == 1 end
 
 -- Charge an owner for his job what it will cost, as far as one can tell; returns what stands in its record.
-local charged = {} -- of the last job, and the text: jobs of one call are often alike
 local function charge(owner, units)
   local cost = LEAST_COST
   if PER_JOB > 0 then cost = math.max(cost, units > 0 and PER_UNIT > 0 and units * PER_UNIT or PER_JOB) end
   owner.tag = owner.tag + cost / owner.weight
   if not owner.bounded then return cost ~= LEAST_COST and tostring(cost) end
-  if charged.cost ~= cost or charged.units ~= units or charged.by ~= owner.bounded then
-    local reserved = #owner.limits > 0 and ' u' .. string.format('%d', units) or ''
-    charged = {cost = cost, units = units, by = owner.bounded, text = cost .. (owner.share.most and ' b' or '') .. reserved}
-  end
-  return charged.text
+  return cost .. (owner.share.most and ' b' or '') .. (#owner.limits > 0 and ' u' .. string.format('%d', units) or '')
 end
 
 -- Lease a job at the head of its line: 1 if it was taken, 0 if it must not be run, nil if its owner has to wait.
@@ -124,8 +119,7 @@ local function first_owners(lane, k)
     if some_shares then
       local share = owners().share_of(name)
       owner.share, owner.weight, owner.limits = share, share.weight, owners().limits_of(share, q)
-      owner.bounded = (share.most and 'b' or '') .. (#owner.limits > 0 and 'u' or '')
-      if owner.bounded == '' then owner.bounded = false end
+      owner.bounded = share.most or #owner.limits > 0
     end
     weights = weights + owner.weight
     out[i] = owner

@@ -135,9 +135,9 @@ local function to_ticket(t)
   return table.concat({t.expires, t.attempts, t.deaths, t.timeout, t.tries, lane, t.queue, t.user}, ' ')
 end
 
+local counters = {} -- names by code
 -- The one place where a state changes: gives the job's new history and the step, counts the move, notes the event.
 -- `number` may be nil: the next one after the last in the history. A text is cheaper than a number here.
-local counters = {}
 local function move(id, q, history, code, number)
   local step = (number or number_of(history) + 1) .. code .. NOW_TEXT
   local n = #events
