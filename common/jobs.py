@@ -18,6 +18,8 @@ from common.webhooks import Hook
 
 Priority = Literal["high", "normal", "low"]
 LANES: tuple[Priority, ...] = ("high", "normal", "low")
+#: What a job's caller stays for: its end, its events as they come, or neither that anybody knows of.
+Awaited = Literal["", "end", "events"]
 
 
 #: What a run has used: tokens, and of a model that costs money also `cost_micros` and `cost_currency`.
@@ -56,6 +58,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     conversation: Conversation | None = None  # its turns run one after another
     hook: Hook | None = None  # where its end is told, and as what
     front: dict[str, Any] = {}  # what the address that it came through will want to tell of it; no worker reads this
+    awaited: Awaited = ""  # not part of what is asked: the same job, whoever waits how
 
     @property
     def queue(self) -> str:
@@ -72,6 +75,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str = ""  # what was asked for, when that is not the queue's model but an adapter of it
     keep_s: float | None = None  # how long its result must be kept at least
     front: dict[str, Any] = {}  # see JobSpec
+    awaited: Awaited = ""  # tells the worker how soon events are wanted; it decides nothing else
     v: int = 1  # version of this encoding; a worker parks what it does not know
 
 
@@ -133,6 +137,7 @@ class ClaimedJob(msgspec.Struct, frozen=True):
             function=work.function,
             base=self.model if work.model else "",
             keep_s=work.keep_s,
+            awaited=work.awaited,
         )
 
 

@@ -153,7 +153,7 @@ class Queue:
 
     async def _work(self, spec: JobSpec) -> bytes:
         model = spec.model if spec.base else ""
-        work = encode(Work(spec.input, spec.params, spec.function, model, spec.keep_s, spec.front))
+        work = encode(Work(spec.input, spec.params, spec.function, model, spec.keep_s, spec.front, spec.awaited))
         if len(work) <= self.settings.inline_bytes:
             return work
         return await self.blobs.store(work, self.life_s(spec.ttl_s))

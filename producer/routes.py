@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
 from common.access import ANONYMOUS
-from common.jobs import Submitted
+from common.jobs import Awaited, Submitted
 from common.results import StoredResult
 from producer import batch, follow, headers, upload
 from producer.answers import JobOut, JobsOut, JobWithResultOut, ResultOut, SubmittedListOut
@@ -62,19 +62,23 @@ async def submit(request: Request) -> Response:
     here, asks = edge(request), who(request)
     preferences = headers.preferences(request.headers, here.settings.wait_max_s)
     key = headers.idempotency_key(request.headers)
+    events = headers.wants_events(request.headers)
+    awaited: Awaited = "events" if events else "end" if preferences.wait_s else ""
     if upload.is_form(request):
         async with upload.form(request, here.settings) as form:
-            spec, submitted = await here.submitter.submit(form.job, asks, key, recording=form.recording)
+            spec, submitted = await here.submitter.submit(
+                form.job, asks, key, recording=form.recording, awaited=awaited
+            )
     else:
         body = await json_body(request)
         if isinstance(body, list):
             return await _submit_list(request, body, key, preferences)
         large = len(await request.body()) > here.settings.inline_bytes
-        spec, submitted = await here.submitter.submit(body, asks, key, alone=large)
+        spec, submitted = await here.submitter.submit(body, asks, key, alone=large, awaited=awaited)
     out = {"Location": location(submitted.id)}
     if key and not submitted.created:
         out["Idempotent-Replayed"] = "true"
-    if headers.wants_events(request.headers):
+    if events:
         return follow.EventStream(here.results.follow_together(submitted.id), here.stopping, out)
     if preferences.wait_s:
         found = await here.held(submitted.id, preferences.wait_s, request)

@@ -17,7 +17,7 @@ from common.access import Principal
 from common.catalogue import Catalogue, Model
 from common.destinations import ALLOWED, Destinations
 from common.errors import DestinationRefused, InvalidField, JarvisError, LimitReached, StoreUnavailable
-from common.jobs import Conversation, JobSpec, Submitted
+from common.jobs import Awaited, Conversation, JobSpec, Submitted
 from common.queue import Key, Queue
 from common.settings import Settings
 from producer import embed_params, rates
@@ -50,6 +50,7 @@ class Submitter:
         idempotency_key: str | None = None,
         alone: bool = False,
         recording: Recording | None = None,
+        awaited: Awaited = "",
     ) -> tuple[JobSpec, Submitted]:
         """Accept one job, or say why not: any error of the tree that has a row in `PROBLEMS`.
 
@@ -60,19 +61,21 @@ class Submitter:
         spec = await self.metering.measured(self.outliving_its_delay(spec))
         spec = await self.with_recording_stored(spec)
         try:
-            submitted = await self._accepted(spec, key, alone)
+            submitted = await self._accepted(spec, key, alone, awaited)
         except JarvisError as error:
             await self.forget_recording(spec, error)
             raise
         await self.forget_recording(spec, submitted)
         return spec, submitted
 
-    async def accept(self, spec: JobSpec, idempotency_key: str | None, alone: bool) -> Submitted:
+    async def accept(self, spec: JobSpec, idempotency_key: str | None, alone: bool, awaited: Awaited = "") -> Submitted:
         """Accept a job that was checked and may start now."""
         key = key_of(spec, idempotency_key)
-        return await self._accepted(await self.metering.measured(spec), key, alone)
+        return await self._accepted(await self.metering.measured(spec), key, alone, awaited)
 
-    async def _accepted(self, spec: JobSpec, key: Key | None, alone: bool) -> Submitted:
+    async def _accepted(self, spec: JobSpec, key: Key | None, alone: bool, awaited: Awaited) -> Submitted:
+        if awaited:  # after the key: sent again by one who waits otherwise, it is the same request
+            spec = msgspec.structs.replace(spec, awaited=awaited)
         shard = self.queue.keys.shard_of_queue(spec.queue)
         try:
             submitted = await (self.queue if alone else self._gathered[shard]).submit(spec, key)

@@ -16,7 +16,7 @@ from typing import Any
 from common.catalogue import Model
 from common.cost import priced
 from common.errors import EngineDead
-from common.jobs import ClaimedJob, JobResult, JobSpec, Priority
+from common.jobs import Awaited, ClaimedJob, JobResult, JobSpec, Priority
 from common.settings import Settings
 from workers.answer import Answer, DetailedAnswer, result
 from workers.engines import generation_engine
@@ -57,7 +57,7 @@ async def generation(ctx: dict[str, Any], job: ClaimedJob) -> JobResult:
     answers = _answers(ctx["model"], params, emitted)
     async with revived(ctx):
         if len(answers) == 1:
-            await _run(ctx, job, job.id, answers[0], _request(spec, params, answers[0]))
+            await _run(ctx, job, job.id, answers[0], _request(spec, params, answers[0]), spec.awaited)
         else:
             await _run_all(ctx, job, spec, answers, params)
     return priced(ctx["model"].cost, result(answers))
@@ -73,10 +73,15 @@ def _answers(model: Model, params: dict[str, Any], emitted: list[dict[str, Any]]
 
 
 async def _run(
-    ctx: dict[str, Any], job: ClaimedJob, request_id: str, answer: Answer, request: GenerationRequest
+    ctx: dict[str, Any],
+    job: ClaimedJob,
+    request_id: str,
+    answer: Answer,
+    request: GenerationRequest,
+    awaited: Awaited = "",
 ) -> None:
     if isinstance(ctx["engine"], Pushing) and answer.alone:
-        await ctx["engine"].push(request_id, request, _taker(ctx, job, answer))
+        await ctx["engine"].push(request_id, request, _taker(ctx, job, answer, awaited))
         if answer.finish_reason is not None:
             return
         raise EngineDead("the engine ended an answer without a reason")
@@ -91,8 +96,11 @@ async def _run(
     raise EngineDead("the engine ended an answer without a reason")
 
 
-def _taker(ctx: dict[str, Any], job: ClaimedJob, answer: Answer) -> Take:
-    """What takes the deltas of a job's only answer; while nobody reads them, they may come together."""
+def _taker(ctx: dict[str, Any], job: ClaimedJob, answer: Answer, awaited: Awaited) -> Take:
+    """What takes the deltas of a job's only answer; while nobody reads them, they may come together.
+
+    Where the caller waits for the end that holds from the beginning, else it comes with the answer's age.
+    """
     tell, may_gather = ctx["tell"], answer.plain
     began_at = taken_at = 0.0  # CLOCK_MONOTONIC, s
 
@@ -107,7 +115,7 @@ def _taker(ctx: dict[str, Any], job: ClaimedJob, answer: Answer) -> Take:
         began_at = began_at or now
         if read or not may_gather:
             return 1
-        wanted_s = min(GATHER_S, (now - began_at) * YOUNG_PART)
+        wanted_s = GATHER_S if awaited == "end" else min(GATHER_S, (now - began_at) * YOUNG_PART)
         return min(max(1, int(len(delta.token_ids) * wanted_s / waited_s)), GATHERED_TOKENS)
 
     return take

@@ -15,7 +15,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from common.errors import StoreUnavailable
-from common.jobs import ClaimedJob
+from common.jobs import Awaited, ClaimedJob
 from common.queue import Event, Outcome, Queue
 
 log = logging.getLogger("jarvis.worker")
@@ -31,6 +31,8 @@ UNREAD_S = 0.25
 #: the job began, since the web process is as busy then as the worker.
 YOUNG_PART = 1 / 3
 LEAST_S = 0.02
+#: So long a job whose caller comes for its events counts as read before it is noted that somebody reads it.
+COMING_S = 2.0
 MERGED = {"text", "ids", "index"}
 
 
@@ -55,9 +57,19 @@ class Outbox:
         self._room = asyncio.Event()
         self._unread: dict[str, float] = {}  # leases of jobs that nobody reads, as the last emit said: written at
         self._began: dict[str, float] = {}  # leases: first seen to be unread at (CLOCK_MONOTONIC, s; as above)
+        self._coming: dict[str, float] = {}  # leases: their reader is on his way, until (as above)
         self._urgent: set[str] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._rings_at = 0.0
+
+    def expect(self, job: ClaimedJob, awaited: Awaited) -> None:
+        """What is known of the job's readers as it begins, before any of its events is written."""
+        now = time.monotonic()
+        if awaited == "events":
+            self._coming[job.lease] = now + COMING_S
+        elif awaited == "end":
+            self._began[job.lease] = now - UNREAD_S / YOUNG_PART  # as if it were no longer young
+            self._unread[job.lease] = _next_round(now)
 
     async def add_event(self, event: Event) -> None:
         """Have an event written; waits only when too many are waiting."""
@@ -104,6 +116,7 @@ class Outbox:
         """The job's end is stored, or it is another worker's."""
         self._unread.pop(job.lease, None)
         self._began.pop(job.lease, None)
+        self._coming.pop(job.lease, None)
         self._urgent.discard(job.lease)
 
     async def run(self) -> None:
@@ -132,9 +145,10 @@ class Outbox:
             if job_id not in unread:
                 self._unread.pop(lease, None)
                 continue
+            if self._coming.get(lease, 0.0) > now:
+                continue
             wait_s = max(LEAST_S, (now - self._began.setdefault(lease, now)) * YOUNG_PART)
-            # Those that wait longest are written together.
-            self._unread[lease] = now + wait_s if wait_s < UNREAD_S else (now // UNREAD_S + 1) * UNREAD_S
+            self._unread[lease] = now + wait_s if wait_s < UNREAD_S else _next_round(now)
 
     def _due(self) -> list[Event]:
         """What is to be written now. Events of one job go together, in their order."""
@@ -165,6 +179,11 @@ class Outbox:
     def _ring(self) -> None:
         self._alarm = None
         self._something.set()
+
+
+def _next_round(now: float) -> float:
+    # Those that wait longest are written together.
+    return (now // UNREAD_S + 1) * UNREAD_S
 
 
 def _extended(grown: dict[str, Any], data: dict[str, Any]) -> bool:

@@ -315,6 +315,7 @@ class Worker(ArqWorker):
         if function is None:
             raise JobFailed("unknown_function", f"this worker has no function {name!r}")
         run.limit(function.timeout_s, function.max_tries)
+        self.outbox.expect(job, spec.awaited)
         given = (job,) if self._takes_job[name] else ()
         named = {} if self._takes_job[name] else spec.input
         if self.on_job_start:

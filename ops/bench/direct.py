@@ -146,7 +146,7 @@ async def in_turn(prompts: Sequence[Prompt], at_once: int, run: Callable[[Prompt
 async def _run(engine: Any, name: str, request: Any) -> tuple[int, list[float]]:
     tokens, moments = 0, []
     async for delta in engine.generate(name, request):
-        if delta.token_ids:
+        if delta.text:
             moments.append(time.perf_counter())
         tokens += len(delta.token_ids)
     return tokens, moments

@@ -25,6 +25,9 @@ QUESTIONS = (
     "Can {} be lost?",
     "How long does {} last?",
 )
+#: Of a chunk that says nothing: vLLM's server sends one for a token without text (part of a character), we do not. What
+#: a reader waits for is text.
+EMPTY = '"text":"",'
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Completions:
         async for event in connection.events("POST", "/v1/completions", self._body(prompt, max_tokens, True)):
             if '"usage":{' in event["data"]:
                 usages.append(_tokens(json.loads(event["data"])))
-            elif '"choices":[{' in event["data"]:
+            elif '"choices":[{' in event["data"] and EMPTY not in event["data"]:
                 yield time.perf_counter()
 
     def _body(self, prompt: str, max_tokens: int, stream: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from starlette.types import Send
 
 from common.errors import MalformedBody, NotFound, StoreUnavailable, UnknownModel
-from common.jobs import JobEvent, JobRecord, JobSpec, Submitted
+from common.jobs import Awaited, JobEvent, JobRecord, JobSpec, Submitted
 from common.results import StoredResult
 from common.states import State
 from producer import follow, headers, upload
@@ -43,7 +43,7 @@ STOPPING = "this web process stops; send it again"
 async def chat_completions(request: Request) -> Response:
     """Continue a conversation."""
     asked = read(ChatAsked, await body_of(request))
-    call = await Call.made(request, [asked.job()])
+    call = await Call.made(request, [asked.job()], bool(asked.stream))
     if call.answered:
         return call.answered
     if asked.stream:
@@ -61,7 +61,7 @@ async def chat_completions(request: Request) -> Response:
 async def completions(request: Request) -> Response:
     """Continue texts."""
     asked = read(CompletionAsked, await body_of(request))
-    call = await Call.made(request, asked.jobs())
+    call = await Call.made(request, asked.jobs(), bool(asked.stream))
     if call.answered:
         return call.answered
     if asked.stream:
@@ -144,15 +144,22 @@ class Call:
         self._began = time.perf_counter()
 
     @classmethod
-    async def made(cls, request: Request, bodies: list[dict[str, Any]]) -> Call:
+    async def made(cls, request: Request, bodies: list[dict[str, Any]], stream: bool = False) -> Call:
         """Submit the jobs; with `Prefer: respond-async` that is all, and the call is answered."""
         # All are checked before the first is accepted.
         return await cls.of_specs(
-            request, [await spec_of(body, who(request), edge(request).submitter) for body in bodies]
+            request, [await spec_of(body, who(request), edge(request).submitter) for body in bodies], stream=stream
         )
 
     @classmethod
-    async def of_specs(cls, request: Request, specs: Sequence[JobSpec], stays: bool = False, kept: bool = True) -> Call:
+    async def of_specs(
+        cls,
+        request: Request,
+        specs: Sequence[JobSpec],
+        stays: bool = False,
+        kept: bool = True,
+        stream: bool = False,
+    ) -> Call:
         """The same for jobs that are checked.
 
         With `stays` they outlive their caller without being asked to; what is not to be `kept` is gone when it was
@@ -163,7 +170,10 @@ class Call:
         key = headers.idempotency_key(request.headers)
         large = len(await request.body()) > here.settings.inline_bytes
         keys = [f"{key}#{number}" if key and number else key for number in range(len(specs))]
-        submits = (here.submitter.accept(spec, its_key, large) for spec, its_key in zip(specs, keys, strict=True))
+        awaited: Awaited = "events" if stream else "" if stays or preferences.respond_async else "end"
+        submits = (
+            here.submitter.accept(spec, its_key, large, awaited) for spec, its_key in zip(specs, keys, strict=True)
+        )
         jobs = list(zip(specs, await asyncio.gather(*submits), strict=True))
         call = await cls._of(request, jobs, stays or bool(key), preferences)
         call.kept = kept or call.stays

@@ -13,6 +13,7 @@ import pytest
 from common.catalogue import Model
 from common.errors import JobFailed, SettingsInvalid
 from tests.engines.conftest import CONTEXT, Worker
+from workers.engines import vllm_prompts, vllm_together
 from workers.engines.protocol import GenerationRequest
 from workers.engines.vllm_engine import VllmEngine
 
@@ -144,6 +145,25 @@ async def test_a_conversation_goes_through_the_models_chat_template(worker: Work
     )
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": "Every job."},
+        {"messages": [{"role": "user", "content": "What is a lease?"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "What is a lease?"}]}]},
+    ],
+)
+async def test_a_short_prompt_is_the_same_tokens_as_one_that_goes_through_a_thread(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    request = GenerationRequest(**asked, max_tokens=1)
+    short = await worker.engine._prompts.rendered(request)
+    monkeypatch.setattr(vllm_prompts, "SHORT", 0)
+    long = await worker.engine._prompts.rendered(request)
+    assert short.pop("arrival_time") <= long.pop("arrival_time")
+    assert short == long
+
+
 async def test_a_conversation_for_a_model_without_a_template_fails_in_words(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +234,22 @@ async def test_64_jobs_share_the_engines_steps(worker: Worker) -> None:
     assert {result.usage["completion_tokens"] for result in results} == {30}
     assert all(worker.text(name) == result.output["text"] for name, result in zip(names, results, strict=True))
     assert max(running for _, running, _ in worker.stats.steps) > 32
+
+
+async def test_jobs_that_come_together_begin_in_one_step(worker: Worker) -> None:
+    await worker.stats.until_running(0)
+    worker.stats.steps.clear()
+    await asyncio.gather(*(worker.run(PROMPT, max_tokens=8, name=f"job{n}") for n in range(30)))
+    assert worker.stats.steps[0][1] == 30
+
+
+async def test_a_request_that_was_said_to_be_followed_and_is_not_begins_all_the_same(worker: Worker) -> None:
+    from vllm.sampling_params import SamplingParams
+
+    params = vllm_together.marked(SamplingParams(max_tokens=4, temperature=0), followed=True)
+    async with asyncio.timeout(10):
+        outputs = [output async for output in worker.engine._llm.generate(PROMPT["prompt"], params, "alone")]
+    assert outputs[-1].finished
 
 
 async def test_the_engines_processes_are_out_of_reach_of_a_signal_to_our_group(worker: Worker) -> None:

@@ -24,6 +24,17 @@ async def test_the_same_key_and_request_are_the_same_job(client: httpx.AsyncClie
     assert again.headers["idempotent-replayed"] == "true"
 
 
+async def test_the_same_request_of_one_who_waits_otherwise_is_the_same_job(
+    client: httpx.AsyncClient, worker: PlayedWorker
+) -> None:
+    first = await client.post("/v1/jobs", json=GENERATION, headers=KEY)
+    await worker.finish(await worker.claim())
+    for how in ({"Prefer": "wait=1"}, {"Accept": "text/event-stream"}):
+        again = await client.post("/v1/jobs", json=GENERATION, headers={**KEY, **how})
+        assert again.headers["location"] == f"/v1/jobs/{first.json()['id']}"
+        assert again.headers["idempotent-replayed"] == "true"
+
+
 async def test_a_quoted_key_and_a_bare_one_are_the_same(client: httpx.AsyncClient) -> None:
     first = await client.post("/v1/jobs", json=GENERATION, headers={"Idempotency-Key": '"k"'})
     again = await client.post("/v1/jobs", json=GENERATION, headers={"Idempotency-Key": "k"})

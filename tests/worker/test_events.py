@@ -301,3 +301,54 @@ async def test_an_event_for_a_job_that_is_not_running_here_is_dropped(place: Pla
     await until(lambda: not worker.running, "the slot is free")
     await worker.emit(kept[0], "token", {"text": "late", "ids": []})
     assert texts(await place.results.events(job)) == []
+
+
+async def told(ctx: dict[str, Any], job: ClaimedJob) -> str:
+    for n in range(20):
+        ctx["tell"](job, "token", {"text": f"{n} ", "ids": [n]})
+        await asyncio.sleep(0.02)
+    return "done"
+
+
+async def test_of_a_job_whose_caller_waits_for_its_end_little_is_written_from_the_start(place: Place) -> None:
+    worker = await place.worker(told)
+    job = await place.submit(awaited="end")
+    await place.end(job)
+    written = texts(await place.results.events(job))
+    assert "".join(written) == "".join(f"{n} " for n in range(20))
+    assert len(written) <= 3, "0.4 s, one write each quarter of a second"
+    assert worker.outbox._unread == worker.outbox._began == {}, "nothing stays of a job that has ended"
+
+
+async def test_a_reader_of_a_job_whose_caller_waits_for_its_end_hears_the_rest_at_once(place: Place) -> None:
+    read = asyncio.Event()
+
+    async def work(ctx: dict[str, Any], job: ClaimedJob) -> str:
+        for n in range(20):
+            read.clear()
+            ctx["tell"](job, "token", {"text": f"{n} ", "ids": [n]})
+            await read.wait()
+        return "done"
+
+    await place.worker(work)
+    job, seen = await place.submit(awaited="end"), []
+    async with asyncio.timeout(20 * workers.outbox.UNREAD_S / 2):  # less than if each had to wait
+        async for event in place.results.follow(job):
+            seen.append(event)
+            if event.event == "token":
+                read.set()
+    assert texts(seen) == [f"{n} " for n in range(20)]
+
+
+@pytest.mark.parametrize(("coming_s", "at_once"), [(60.0, True), (0.0, False)])
+async def test_a_job_whose_caller_comes_for_its_events_is_written_at_once_before_he_is_there(
+    place: Place, monkeypatch: pytest.MonkeyPatch, coming_s: float, at_once: bool
+) -> None:
+    monkeypatch.setattr(workers.outbox, "COMING_S", coming_s)
+    worker = await place.worker(told)
+    job = await place.submit(awaited="events")
+    await place.end(job)
+    written = texts(await place.results.events(job))
+    assert "".join(written) == "".join(f"{n} " for n in range(20))
+    assert (len(written) > 15) is at_once
+    assert worker.outbox._coming == {}, "nothing stays of a job that has ended"

@@ -13,7 +13,6 @@ import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from copy import deepcopy
 from functools import partial
 from typing import Any, cast
 
@@ -26,9 +25,11 @@ from workers.engines.admission import Admission
 from workers.engines.memory import advice
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest, Take
 from workers.engines.vllm_adapters import lora_arguments, lora_request
+from workers.engines.vllm_prompts import Prompts
 from workers.engines.vllm_push import Handover
 from workers.engines.vllm_requests import EngineOwner, Parsers, Reading
 from workers.engines.vllm_stats import VllmStats
+from workers.engines.vllm_together import Together, marked
 
 STOP_TIMEOUT_S = 3.0  # then SIGKILL: an engine that is let go has nothing left to lose
 ENVIRONMENT = {
@@ -66,6 +67,8 @@ class VllmEngine:
         self._llm: Any = None
         self._owner = EngineOwner()
         self._parsers: Parsers
+        self._prompts: Prompts
+        self._together = Together()
         self._changing = asyncio.Lock()
 
     async def start(self) -> None:
@@ -136,7 +139,7 @@ class VllmEngine:
             return
         prompt_tokens = len(prompt["prompt_token_ids"])
         try:
-            params = _sampling(llm, request, prompt_tokens, None)
+            params = marked(_sampling(llm, request, prompt_tokens, None), await self._together.followed())
             collector = await llm.add_request(request_id, prompt, params, **self._how(request, None))
             await Handover(llm, collector, lambda step: _delta(llm, request, step, prompt_tokens), take).run()
         except Exception as error:
@@ -149,6 +152,7 @@ class VllmEngine:
         try:
             self._llm = await _in_thread(self._build)
             self._parsers = Parsers(self._llm, self.model)
+            self._prompts = Prompts(self._llm)
         except Exception as error:
             await self._stop()
             raise self._explained(error) from error
@@ -196,7 +200,7 @@ class VllmEngine:
 
     async def _prompt(self, llm: Any, request: GenerationRequest) -> Any:
         try:
-            rendered = await (_chat(llm, request) if request.messages else _text(llm, request.prompt or ""))
+            rendered = await self._prompts.rendered(request)
         except Exception as error:
             raise _translated(error) from error
         ids: list[int] = rendered["prompt_token_ids"]
@@ -211,7 +215,7 @@ class VllmEngine:
         self, llm: Any, request_id: str, prompt: Any, request: GenerationRequest, reading: Reading | None
     ) -> AsyncGenerator[GenerationDelta]:
         prompt_tokens = len(prompt["prompt_token_ids"])
-        params = _sampling(llm, request, prompt_tokens, reading)
+        params = marked(_sampling(llm, request, prompt_tokens, reading), await self._together.followed())
         async for output in llm.generate(prompt, params, request_id, **self._how(request, reading)):
             yield _delta(llm, request, output.outputs[0], prompt_tokens)
 
@@ -291,21 +295,6 @@ def _with_ids(llm: Any, request: GenerationRequest) -> GenerationRequest:
     return msgspec.structs.replace(request, resume_ids=ids[: request.max_tokens])
 
 
-async def _text(llm: Any, prompt: str) -> Any:
-    from vllm.renderers.inputs.preprocess import parse_model_prompt
-
-    parsed = parse_model_prompt(llm.model_config, prompt)
-    return (await llm.renderer.render_cmpl_async([parsed]))[0]
-
-
-async def _chat(llm: Any, request: GenerationRequest) -> Any:
-    from vllm.renderers import ChatParams
-
-    params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, "tools": request.tools})
-    # A copy: vLLM reads the arguments of earlier calls where they stand.
-    return (await llm.renderer.render_chat_async([deepcopy(request.messages)], params))[1][0]
-
-
 def _sampling(llm: Any, request: GenerationRequest, prompt_tokens: int, reading: Reading | None) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -314,7 +303,11 @@ def _sampling(llm: Any, request: GenerationRequest, prompt_tokens: int, reading:
     if "min_tokens" in sampling:
         sampling["min_tokens"] = min(sampling["min_tokens"], max_tokens)
     params = SamplingParams(
-        max_tokens=max_tokens, output_kind=RequestOutputKind.DELTA, logprobs=request.logprobs, **sampling
+        max_tokens=max_tokens,
+        output_kind=RequestOutputKind.DELTA,
+        logprobs=request.logprobs,
+        skip_clone=True,  # nobody else has them
+        **sampling,
     )
     vllm_requests.adjust(params, request, reading)
     return params

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.catalogue import Model
 from common.errors import SettingsInvalid, shown
+from workers.engines import vllm_together
 from workers.engines.json_schema import with_little_whitespace, with_patterns
 from workers.engines.owner import Owner
 from workers.engines.protocol import FinishReason, GenerationDelta, GenerationRequest
@@ -196,12 +197,13 @@ def _logprob(tokenizer: Any, token_id: int, one: Any) -> dict[str, Any]:
 
 
 class EngineOwner(Owner):
-    """The Owner that also makes the engine core's grammars resumable."""
+    """The Owner that also makes the engine core's grammars resumable, and requests that come together begin so."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if os.getpid() != self.pid:
             resume_grammars()
+            vllm_together.wait_for_followers()
 
 
 def resume_grammars() -> None:

@@ -40,7 +40,9 @@ async def create(request: Request) -> Response:
     here = edge(request)
     asked = read(ResponseAsked, await body_of(request))
     spec = await job_spec(asked, who(request), here.submitter, here.results)
-    call = await Call.of_specs(request, [spec], stays=bool(asked.background), kept=asked.stored)
+    call = await Call.of_specs(
+        request, [spec], stays=bool(asked.background), kept=asked.stored, stream=bool(asked.stream)
+    )
     if call.answered:
         return call.answered
     if asked.stream:
