@@ -41,6 +41,7 @@ TURNS = "tests/conformance/test_conversations.py"
 PLAN = "tests/integration/test_plan.py"
 CALLS = "tests/integration/test_calls.py"
 RESPONSES = "tests/producer/test_responses.py"
+VLLM = "tests/engines/test_vllm_engine.py"
 RESUMED = f"{RESPONSES}::test_a_stream_goes_on_in_another_web_process_and_from_another_worker"
 LOST = "tests/faults/test_lost_replies.py::test_replies_lost_at_random_leave_no_job_behind_and_double_nothing"
 RECOVERY = (
@@ -920,6 +921,35 @@ MUTANTS = (
         "            self._began = None\n        if isinstance(reply, ResponseError)",
         "            pass\n        if isinstance(reply, ResponseError)",
         f"{CALLS}::test_an_idle_connection_is_not_cut_by_the_alarm_of_a_call_that_was_answered",
+    ),
+    Mutant(
+        "an engine core that begins with the first of those who come together",
+        "workers/engines/vllm_together.py",
+        "while core.jarvis_followed and",
+        "while False and",
+        f"{VLLM}::test_jobs_that_come_together_begin_in_one_step",
+    ),
+    Mutant(
+        "an engine core that waits for ever for who was announced",
+        "workers/engines/vllm_together.py",
+        "LIMIT_S = 0.02",
+        "LIMIT_S = 60.0",
+        f"{VLLM}::test_a_request_that_was_said_to_be_followed_and_is_not_begins_all_the_same",
+    ),
+    Mutant(
+        "a stream's first tokens wait for their reader to be noted",
+        "workers/outbox.py",
+        "if self._coming.get(lease, 0.0) > now:",
+        "if False:",
+        "tests/worker/test_events.py::"
+        "test_a_job_whose_caller_comes_for_its_events_is_written_at_once_before_he_is_there[60.0-True]",
+    ),
+    Mutant(
+        "how a caller waits is part of what he asks",
+        "producer/submit.py",
+        "key = key_of(spec, idempotency_key)\n        spec",
+        "key = key_of(msgspec.structs.replace(spec, awaited=awaited), idempotency_key)\n        spec",
+        "tests/producer/test_idempotency.py::test_the_same_request_of_one_who_waits_otherwise_is_the_same_job",
     ),
 )
 

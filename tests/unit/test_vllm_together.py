@@ -12,7 +12,7 @@ async def test_all_but_the_last_of_a_turn_are_followed() -> None:
     together = Together()
     assert await asyncio.gather(*(together.followed() for _ in range(5))) == [True] * 4 + [False]
     assert await together.followed() is False, "one that comes alone"
-    assert await asyncio.gather(together.followed(), together.followed()) == [True, False]
+    assert list(await asyncio.gather(together.followed(), together.followed())) == [True, False]
 
 
 async def test_who_leaves_before_the_turn_is_over_is_not_announced() -> None:
