@@ -25,8 +25,9 @@ ENVIRONMENT = {
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     """Load the model and use it."""
-    # One core stays free, as vLLM keeps it where its engine has processes.
-    os.environ.update(ENVIRONMENT, OMP_NUM_THREADS=str(max(1, len(os.sched_getaffinity(0)) - 1)))
+    # One core stays free, as vLLM keeps it where its engine has processes; a first guess of numba's would take it back.
+    threads = str(max(1, len(os.sched_getaffinity(0)) - 1))
+    os.environ.update(ENVIRONMENT, OMP_NUM_THREADS=threads, NUMBA_NUM_THREADS=threads)
     from vllm import LLM, SamplingParams
 
     started = time.perf_counter()

@@ -489,6 +489,13 @@ MUTANTS = (
         "tests/unit/test_grouping.py",
     ),
     Mutant(
+        "n-grams: the first guess takes all cores for the model",
+        "workers/engines/vllm_one_process.py",
+        'with _environment("NUMBA_NUM_THREADS", count):',
+        'with _environment("NUMBA_NUM_THREADS", str(os.cpu_count())):',
+        "tests/engines/test_one_process_threads.py",
+    ),
+    Mutant(
         "reads of jobs: one that comes as the last call ends is never made",
         "common/reads.py",
         "elif self._asked and len(self._calls) < CALLS:",

@@ -37,15 +37,36 @@ def threads(config: Any) -> Iterator[None]:
 
     manager = OMPProcessManager(config)
     if manager.skip_setup or len(manager.cpu_lists[0]) > 1:
-        with manager.configure_omp_envs(rank=0, local_rank=0):
+        with manager.configure_omp_envs(rank=0, local_rank=0), _numba_too():
             yield
         return
     # A lone thread is not bound to its core: it could not move away from whatever else runs there.
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    with _environment("OMP_NUM_THREADS", "1"), _numba_too():
+        yield
+
+
+@contextmanager
+def _numba_too() -> Iterator[None]:
+    """Numba, which guesses n-grams, starts as many threads as there are cores and then has OpenMP use as many.
+
+    The first guess would give the model the core that was left to others, and threads that wait for each other in busy
+    loops where one computed: seen on a loaded machine, forty times slower than without guesses.
+    """
+    count = os.environ.get("OMP_NUM_THREADS")
+    if count is None:
+        yield
+        return
+    with _environment("NUMBA_NUM_THREADS", count):
+        yield
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        os.environ.pop("OMP_NUM_THREADS")
+        os.environ.pop(name)
         if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
+            os.environ[name] = before
