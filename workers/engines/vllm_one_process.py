@@ -50,7 +50,7 @@ def _numba_too() -> Iterator[None]:
     """Numba, which guesses n-grams, starts as many threads as there are cores and then has OpenMP use as many.
 
     The first guess would give the model the core that was left to others, and threads that wait for each other in busy
-    loops where one computed: seen on a loaded machine, forty times slower than without guesses.
+    loops where one computed: 140 tokens/s, and 690 without, beside three other busy processes on two cores.
     """
     count = os.environ.get("OMP_NUM_THREADS")
     if count is None:
