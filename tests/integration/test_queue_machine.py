@@ -582,7 +582,8 @@ class QueueMachine(RuleBasedStateMachine):
         plain, prefix = self.plain, self.world.prefix
         running = self.running_of_bob()
         assert running <= MOST_RUNNING
-        assert int(plain.hget(f"{prefix}running", "bob") or 0) == running
+        counted: Any = plain.hget(f"{prefix}running", "bob")
+        assert int(counted or 0) == running
         assert plain.exists(f"{prefix}held:bob") == plain.zcard(f"{prefix}held")
         if plain.exists(f"{prefix}held"):
             assert running == MOST_RUNNING
