@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,12 @@ from typer.testing import CliRunner, Result
 
 from ops.cli import app
 from tests.redis_server import RedisServer, free_port
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("JARVIS_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -76,4 +83,5 @@ def test_check_json_is_one_document(start_redis: Callable[..., RedisServer], mod
     document = json.loads(checked("--json", REDIS_URL=start_redis(aof=True).url, CATALOGUE=str(models)).stdout)
     assert document["ok"] is True
     assert document["settings"]["lease_s"] == 30.0
-    assert {finding["level"] for finding in document["findings"]} == {"ok"}
+    assert document["findings"]
+    assert [finding for finding in document["findings"] if finding["level"] != "ok"] == []

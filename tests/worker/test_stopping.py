@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from common.connections import MUCH
 from common.jobs import ClaimedJob
 from common.scripts import execute
 from tests.waiting import until
@@ -167,7 +168,8 @@ async def test_a_cancel_that_comes_as_a_write_ends_is_not_swallowed(place: Place
     client = place.queue.redis
     await execute(client, "PING")
     connection = client.connection_pool._available_connections[0]
-    task = asyncio.create_task(execute(client, "BLPOP", "nothing", 1))
+    large = "nothing" * MUCH  # one that is not sent at once
+    task = asyncio.create_task(execute(client, "BLPOP", large, 1))
     writer = connection._writer
     assert writer is not None
 
