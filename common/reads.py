@@ -1,5 +1,7 @@
 """Reads of jobs that begin together go to Redis together: what comes while calls are under way goes in the next one.
 
+A read that comes alone goes at once, by the shortest way.
+
 Of a batch of short jobs that end at the same time, each has a caller who waits: one call for all of them costs both
 sides little more than one for each.
 """
@@ -38,16 +40,15 @@ class Reads:
         self._redis = client
         self._asked: deque[Asked] = deque()
         self._calls: set[asyncio.Task[None]] = set()
+        self._alone = 0  # reads under way that are no calls of these: one or none
 
     async def read(self, key: str, fields: Sequence[str]) -> Values:
         """A hash's fields, None for each that is not there. Raises StoreUnavailable."""
+        if not (self._calls or self._alone):
+            return await self._read_alone(key, fields)
         asked = Asked(key, fields, asyncio.get_running_loop().create_future())
         self._asked.append(asked)
-        if len(self._calls) < CALLS:
-            # Its first step comes after those of all who ask in this turn of the loop.
-            call = asyncio.create_task(self._read_all())
-            self._calls.add(call)
-            call.add_done_callback(self._over)
+        self._call_if_free()
         return await asked.values
 
     async def close(self) -> None:
@@ -56,14 +57,29 @@ class Reads:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
 
+    async def _read_alone(self, key: str, fields: Sequence[str]) -> Values:
+        self._alone += 1
+        try:
+            values: Values = await answered(self._redis.hmget(key, list(fields)))
+            return values
+        finally:
+            self._alone -= 1
+            self._call_if_free()
+
+    def _call_if_free(self) -> None:
+        if self._asked and len(self._calls) + self._alone < CALLS:
+            # Its first step comes after those of all who ask in this turn of the loop.
+            call = asyncio.create_task(self._read_all())
+            self._calls.add(call)
+            call.add_done_callback(self._over)
+
     def _over(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
         if call.cancelled():
             while self._asked:
                 self._asked.popleft().values.cancel()
-        elif self._asked and len(self._calls) < CALLS:  # asked since it looked for the last time
-            self._calls.add(again := asyncio.create_task(self._read_all()))
-            again.add_done_callback(self._over)
+        else:
+            self._call_if_free()  # somebody may have asked since it looked for the last time
 
     async def _read_all(self) -> None:
         while self._asked:
