@@ -58,8 +58,7 @@ class Packed:
             reply = await self._parser.read_response()
         except BaseException as error:
             await self.disconnect(nowait=True)  # half a command may be written, or half a reply read
-            if self._overdue:
-                self._overdue = False
+            if self._overdue and isinstance(error, Exception):  # a cancel stays one
                 raise RedisTimeoutError(f"Redis did not answer within {self.socket_timeout:g} s") from error
             if isinstance(error, OSError):
                 raise RedisConnectionError(f"the connection to Redis broke: {error}") from error
@@ -72,7 +71,7 @@ class Packed:
 
     def _watch(self: Any) -> None:
         loop = asyncio.get_running_loop()
-        self._began = loop.time()
+        self._began, self._overdue = loop.time(), False
         if self._alarm is None and self.socket_timeout is not None:
             self._alarm = loop.call_later(self.socket_timeout, self._look)
 

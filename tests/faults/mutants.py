@@ -916,6 +916,13 @@ MUTANTS = (
         f"{CALLS}::test_the_reply_to_a_cancelled_call_is_not_taken_for_the_next_ones",
     ),
     Mutant(
+        "a cancel that comes as a call is overdue is lost",
+        "common/connections.py",
+        "if self._overdue and isinstance(error, Exception):",
+        "if self._overdue:",
+        f"{CALLS}::test_a_cancel_that_comes_as_a_call_is_overdue_stays_a_cancel",
+    ),
+    Mutant(
         "calls that Redis does not answer wait for ever",
         "common/connections.py",
         "            self._writer.transport.abort()",

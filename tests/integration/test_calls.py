@@ -94,6 +94,21 @@ async def test_the_reply_to_a_cancelled_call_is_not_taken_for_the_next_ones(serv
         assert await kept == f"kept {i}".encode()
 
 
+async def test_a_cancel_that_comes_as_a_call_is_overdue_stays_a_cancel(server: RedisServer, client: Any) -> None:
+    connection = client.connection_pool._available_connections[0]
+    server.pause()
+    try:
+        call = asyncio.create_task(client.ping())
+        await asyncio.sleep(0)
+        connection._began -= LIMIT_S
+        connection._look()  # the alarm rings
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    finally:
+        server.resume()
+
+
 async def test_a_connection_that_breaks_under_a_call_fails_it_as_broken(server: RedisServer, client: Any) -> None:
     me = await client.client_id()
     waits = asyncio.create_task(client.blpop(["nothing"], timeout=LIMIT_S / 2))
