@@ -23,13 +23,19 @@ def multiply(over: threading.Event) -> None:
 
 async def main() -> None:
     over = threading.Event()
-    threads = [threading.Thread(target=multiply, args=(over,), daemon=True) for _ in range(2)]
+    threads = [threading.Thread(target=multiply, args=(over,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     data = wav(np.ones(1600, np.int16))
-    for _ in range(FILES // 4):
-        await asyncio.gather(*(decode(data, AudioLimits(10.0)) for _ in range(4)))
-    over.set()
+    try:
+        for _ in range(FILES // 4):
+            await asyncio.gather(*(decode(data, AudioLimits(10.0)) for _ in range(4)))
+    finally:
+        over.set()
+    # Waited for, never daemons: OpenBLAS ends its own threads at exit, and waits for ever for one that another has just
+    # given work to.
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
 
 
 if __name__ == "__main__":
