@@ -4,6 +4,10 @@ local queue, worker, request, want = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]
 local RETENTION_MS, MAX_DEATHS = ARGV[6], tonumber(ARGV[8])
 local DEADLINE = string.format('%d', NOW + ARGV[5])
 local PER_UNIT, PER_JOB = 0, 0 -- ms that the queue's jobs have cost of late
+-- Where jobs are known to cost no more than LEAST_COST, to look at one owner more costs as much as a job does: of who
+-- has the largest weight so many go in a row, of others their part of that.
+local SHORT_IN_A_TURN = 12
+local in_a_turn = 1
 local q = at(queue)
 local JOB, ID = P .. 'job:', id_of('')
 local taken, leases, held, gone, depth = {}, {}, {}, {}, {}
@@ -48,13 +52,17 @@ end
 -- Whether an answer was begun: only the model that began it can go on with it.
 local function has_begun(id) return redis.call('EXISTS', P .. 'tokens:' .. id) == 1 end
 
--- Charge an owner for his job what it will cost, as far as one can tell; returns what stands in its record.
-local function charge(owner, units)
+-- What each of an owner's next jobs, if they have so many units, costs him, as far as one can tell, what stands in its
+-- record of that (nothing for the least), and how many he may have. Many of his jobs are alike.
+local function size_up(owner, units)
   local cost = LEAST_COST
   if PER_JOB > 0 then cost = math.max(cost, units > 0 and PER_UNIT > 0 and units * PER_UNIT or PER_JOB) end
-  owner.tag = owner.tag + cost / owner.weight
-  if not owner.bounded then return cost ~= LEAST_COST and tostring(cost) end
-  return cost .. (owner.share.most and ' b' or '') .. (#owner.limits > 0 and ' u' .. string.format('%d', units) or '')
+  owner.units, owner.each, owner.charged = units, cost / owner.weight, cost ~= LEAST_COST and tostring(cost)
+  if not owner.bounded then return end
+  owners().take_room(owner)
+  owner.room = owners().room_for(owner, units)
+  local limited = #owner.limits > 0 and ' u' .. string.format('%d', units) or ''
+  owner.charged = cost .. (owner.share.most and ' b' or '') .. limited
 end
 
 -- Lease a job at the head of its line: 1 if it was taken, 0 if it must not be run, nil if its owner has to wait.
@@ -72,9 +80,15 @@ local function take(id, entry, lane, owner)
         redis.call('RPUSH', q .. lane .. ':returned', id)
         return 0
       end
-      local units = look_at_ticket(job[1]).units
-      if owner and owner.bounded and not owners().reserve(owner, units) then return nil end
-      lease(id, key, job, owner and charge(owner, units))
+      if owner then
+        local units = look_at_ticket(job[1]).units
+        if units ~= owner.units or owner.room < 1 then
+          size_up(owner, units)
+          if owner.room < 1 then return nil end
+        end
+        owner.room, owner.took, owner.tag = owner.room - 1, owner.took + 1, owner.tag + owner.each
+      end
+      lease(id, key, job, owner and owner.charged)
       return 1
     end
     gone[lane] = (gone[lane] or 0) + 1
@@ -104,27 +118,30 @@ local function take_returned(lane, k)
   return got
 end
 
--- The first k owners of a lane by their tags: k jobs are among theirs. Each has at least one, or is held.
-local function first_owners(lane, k)
-  local found = redis.call('ZRANGE', q .. lane .. ':users', 0, math.min(k, 1000) - 1, 'WITHSCORES')
+-- The first n owners of a lane by their tags, of whose jobs k are wanted. Each has at least one, or is held.
+local function first_owners(lane, k, n)
+  local found = redis.call('ZRANGE', q .. lane .. ':users', 0, n - 1, 'WITHSCORES')
   local names, out, stream = {}, {}, stream_of(q, lane, '')
   for i = 1, #found, 2 do append(names, found[i]) end
   if #names == 0 then return out end
   local some_shares = redis.call('EXISTS', P .. 'shares') == 1
   if some_shares then owners().look_at(names) end
-  local weights = 0
+  local weights, largest = 0, 0
   for i, name in ipairs(names) do
     local owner = {name = name, tag = tonumber(found[2 * i]), turn = 0, stream = stream .. name, weight = 1, chunk = 1,
-      entries = false, taken = 0, dry = false, at = 1, last = false, cost = 0}
+      entries = false, taken = 0, dry = false, at = 1, last = false, cost = 0, units = false, room = math.huge, took = 0}
     if some_shares then
       local share = owners().share_of(name)
       owner.share, owner.weight, owner.limits = share, share.weight, owners().limits_of(share, q)
       owner.bounded = share.most or #owner.limits > 0
     end
-    weights = weights + owner.weight
+    weights, largest = weights + owner.weight, math.max(largest, owner.weight)
     out[i] = owner
   end
-  for _, owner in ipairs(out) do owner.chunk = math.ceil(k * owner.weight / weights) end
+  for _, owner in ipairs(out) do
+    owner.most = (in_a_turn - 0.001) * LEAST_COST / largest -- parts of jobs add up to less than a whole one
+    owner.chunk = math.min(k, math.ceil(math.max(k * owner.weight / weights, in_a_turn * owner.weight / largest)))
+  end
   return out
 end
 
@@ -166,23 +183,28 @@ local function rise(heap, owner)
   heap[i] = owner
 end
 
--- Take up to k jobs in virtual time: always the next one of the owner with the least tag. The lane's clock is the tag
--- with which the last job was taken. Who was served waits in a heap for his next turn, unless that comes after the last
--- of these owners: then another one may be before him, and the caller looks again if it wants more.
-local function serve(lane, some, k)
-  local heap, got, fresh, clock, horizon = {}, 0, 1, nil, nil
-  if #some >= k then horizon = some[#some].tag end
+-- Take up to k jobs in virtual time: always the next one of the owner with the least tag, and with it those of his that
+-- are in the same turn. The lane's clock is the tag with which the last turn began. Who
+-- was served waits in a heap for his next turn, unless that comes after the `horizon`: then another one may be before
+-- him, and the caller looks again if it wants more.
+local function serve(lane, some, k, horizon)
+  local heap, got, fresh, clock = {}, 0, 1, nil
   while got < k and budget > 0 do
     local owner, again = some[fresh], heap[1]
     if again and owner and owner.tag <= again.tag then again = nil end
     owner = again or owner
     if not owner then break end
-    local entry, start = peek(owner), owner.tag
-    local ran = entry and take(ID .. entry[2][2], entry[1], lane, owner)
-    if ran then
-      owner.at, owner.last, owner.taken = owner.at + 1, entry[1], owner.taken + 1
-    end
-    if ran == 1 then got, clock, owner.cost, owner.turn = got + 1, start, owner.cost + owner.tag - start, got end
+    local start, ran = owner.tag, nil
+    local ends = in_a_turn > 1 and start + owner.most or start
+    repeat
+      local entry = peek(owner)
+      ran = entry and take(ID .. entry[2][2], entry[1], lane, owner)
+      if ran then
+        owner.at, owner.last, owner.taken = owner.at + 1, entry[1], owner.taken + 1
+      end
+      if ran == 1 then got, clock, owner.turn = got + 1, start, got end
+    until ran ~= 1 or got == k or budget <= 0 or owner.tag >= ends
+    owner.cost = owner.cost + owner.tag - start
     if ran ~= 0 then
       local stays = ran and (not horizon or owner.tag <= horizon)
       if not again then fresh = fresh + 1 end
@@ -201,6 +223,7 @@ end
 local function put_back(lane, some, clock)
   local stay, go, aside = {}, {}, {}
   for _, owner in ipairs(some) do
+    if owner.bounded then owners().take_room(owner) end
     local more = owner.entries and redis.call('XLEN', owner.stream) - owner.taken or 0
     if more <= 0 then more = false end
     if owner.taken > 0 and more then redis.call('XTRIM', owner.stream, 'MAXLEN', more) end
@@ -229,12 +252,13 @@ local function put_back(lane, some, clock)
 end
 
 local function take_users(lane, k, clocks, working)
-  local got = 0
+  local got, n = 0, math.min(k, 1000)
+  if in_a_turn > 1 then n = math.min(n, 3 + math.ceil(k / in_a_turn)) end -- as many as are likely to be needed
   while got < k and budget > 0 do
-    local some = first_owners(lane, k - got)
+    local some = first_owners(lane, k - got, n)
     if #some == 0 then break end
-    local more, clock = serve(lane, some, k - got)
-    got = got + more
+    local more, clock = serve(lane, some, k - got, #some == n and some[n].tag)
+    got, n = got + more, math.min(k, 1000)
     clocks[lane] = math.max(clocks[lane], clock or 0)
     put_back(lane, some, clocks[lane])
     for _, other in ipairs(#working > 1 and working or {}) do -- what he was given here counts there: he has one part
@@ -326,6 +350,7 @@ local function claim()
   local credit, clocks, writes, got = {}, {}, {}, 0
   for i, lane in ipairs(LANES) do clocks[lane] = tonumber(meta[i + 8] or 0) end
   if meta[12] then PER_JOB = meta[14] / math.max(1, meta[12]) end
+  if PER_JOB > 0 and PER_JOB <= LEAST_COST then in_a_turn = SHORT_IN_A_TURN end
   if tonumber(meta[13] or 0) > 0 then PER_UNIT = meta[14] / meta[13] end
   local lanes = lanes_with_work(meta, credit, writes)
   if #lanes == 0 and #writes == 0 then return end

@@ -2,7 +2,7 @@
 local q, RETENTION_MS = at(ARGV[1]), nil
 local JOB = P .. 'job:'
 local OUTCOMES = {completed = 'c', incomplete = 'i', failed = 'f', retry = 's', release = 'q'}
-local answers, leases, closed = {}, {}, {}
+local answers, leases, closed, runs = {}, {}, {}, {}
 local measured = {jobs = 0, units = 0, gpu = 0} -- of the runs of this call that ended with a result
 local talk -- the conversation of the job at hand, if it is of one
 local foretold -- when the job at hand was to end, if anybody was told
@@ -47,7 +47,7 @@ end
 
 -- What the queue's jobs cost of late, over about 200 of them: claiming.lua expects the next ones to cost as much.
 local function measure()
-  if measured.gpu == 0 and measured.units == 0 then return end
+  if measured.jobs == 0 then return end
   local kept = redis.call('HMGET', q .. 'meta', 'pace:jobs', 'pace:units', 'pace:gpu')
   local fades = 0.995 ^ measured.jobs
   redis.call('HSET', q .. 'meta', 'pace:jobs', (kept[1] or 0) * fades + measured.jobs,
@@ -73,15 +73,27 @@ local function is_mine(id, history, step)
   return string.find(history, step .. ' %d+[cis]') ~= nil or redis.call('HGET', JOB .. id, 'by') == step
 end
 
--- What a run has used is known now: its owner's tag and limits are put right, and the queue's measure.
-local function put_right(charged, gpu_ms, usage)
+-- What a run has used is known now: the queue's measure, its owner's tag and limits are put right with it. Many runs of
+-- a call are alike in that.
+local function note_run(charged, gpu_ms, usage)
   local used = 0
   if usage ~= '' then used = units_of(usage) end
-  if gpu_ms ~= '0' or used > 0 then
-    measured.jobs, measured.gpu, measured.units = measured.jobs + 1, measured.gpu + gpu_ms, measured.units + used
+  measured.jobs, measured.gpu, measured.units = measured.jobs + 1, measured.gpu + gpu_ms, measured.units + used
+  if not charged and gpu_ms + 0 <= LEAST_COST then return end
+  local alike = ticket.run
+  if alike and alike.charged == charged and alike.gpu_ms == gpu_ms and alike.used == used then
+    alike.n = alike.n + 1
+  else
+    ticket.run = {owner = ticket.user, charged = charged, gpu_ms = gpu_ms, used = used, n = 1}
+    append(runs, ticket.run)
   end
-  if not charged and gpu_ms == '0' then return end
-  owners().put_right(q, ticket.user, charged, math.max(LEAST_COST, tonumber(gpu_ms)), used)
+end
+
+local function put_right()
+  for _, run in ipairs(runs) do
+    owners().put_right(q, run.owner, run.charged, math.max(LEAST_COST, tonumber(run.gpu_ms)), run.used, run.n)
+  end
+  if made then made.settle() end
 end
 
 local function commit(i)
@@ -112,11 +124,11 @@ local function commit(i)
     redis.call('HSET', key, 'by', step)
   elseif code == 'f' or code == 's' then
     fail(id, key, job[2], code, history, step, number, body, code == 's' and extra)
-    put_right(charged, gpu_ms, '')
+    note_run(charged, gpu_ms, '')
     if charged then redis.call('HDEL', key, 'charged') end
   else
     local ran = stop(id, key, code, history, step, number, body, extra)
-    put_right(charged, gpu_ms, extra)
+    note_run(charged, gpu_ms, extra)
     learn(q, ticket.units, ran)
   end
   return 'stored'
@@ -129,7 +141,7 @@ local function commit_from(first, retention_ms)
   keep_pace(q)
   if #leases > 0 then redis.call('ZREM', q .. 'leases', unpack(leases)) end
   if #closed > 0 then redis.call('ZREM', P .. 'expiry', unpack(closed)) end
-  if made then made.settle() end
+  put_right()
   measure()
   return answers
 end

@@ -74,21 +74,23 @@ local function bucket_of(ms)
   return bucket
 end
 
--- `name` is wait or run. Jobs of one call have often waited or run equally long: such are counted together.
+-- `name` is wait or run. Jobs of one call have often waited or run about equally long: such are counted together.
 local observed = {}
 local function count_observed(name)
   local seen = observed[name]
-  count(seen.q, name .. ':' .. bucket_of(seen.ms), seen.n)
-  count(seen.q, name .. ':sum', seen.ms * seen.n)
+  count(seen.q, name .. ':' .. seen.bucket, seen.n)
+  count(seen.q, name .. ':sum', seen.sum)
 end
 
 local function observe(q, name, ms)
   local seen = observed[name]
-  if seen and seen.ms == ms and seen.q == q then
-    seen.n = seen.n + 1
+  if seen and ms > seen.over and ms <= seen.most and seen.q == q then
+    seen.n, seen.sum = seen.n + 1, seen.sum + ms
   else
     if seen then count_observed(name) end
-    observed[name] = {q = q, ms = ms, n = 1}
+    local bucket = bucket_of(ms)
+    observed[name] = {q = q, bucket = bucket, over = BUCKETS[bucket - 1] or -math.huge, most = BUCKETS[bucket] or math.huge,
+      n = 1, sum = ms}
   end
 end
 
@@ -272,14 +274,15 @@ local function end_job(id, code, reason, message, retention_ms, by_now, read)
     redis.call('ZREM', P .. 'due', id)
   elseif before == 'q' then
     if not read then leave_line(q, id, ticket.lane, ticket.user, history) end
-    if job[4] then owners().put_right(q, ticket.user, job[4], 0, 0) end -- it was given back
+    if job[4] then owners().put_right(q, ticket.user, job[4], 0, 0, 1) end -- it was given back
   else
     local held = id .. ':' .. string.match(history, '(%S+)$')
     redis.call('ZREM', q .. 'leases', held)
     redis.call('RPUSH', q .. 'control:' .. job[3], held)
     redis.call('PEXPIRE', q .. 'control:' .. job[3], 60000)
     if job[4] then -- it has used no more than since it began; of units nobody knows
-      owners().put_right(q, ticket.user, job[4], math.min(owners().charge_of(job[4]).cost, NOW - since_of(history)))
+      local cost = math.min(owners().charge_of(job[4]).cost, NOW - since_of(history))
+      owners().put_right(q, ticket.user, job[4], cost, nil, 1)
     end
   end
   redis.call('HSET', key, 'history', (move(id, q, history, code, next_number(id, history))),

@@ -18,17 +18,19 @@ local function make_owners()
 
   -- What a text in `shares` allows: {weight, most jobs running, limits that make jobs wait by what they count}. Owners of
   -- one tier have the same.
-  local NONE, terms = {}, {}
+  local NONE, limits_in = {}, {}
   local function terms_of(text)
-    if terms[text] then return terms[text] end
-    local rows, limits = {}, string.match(text, '"limits":(.*)')
-    for what, most, window, burst in string.gmatch(limits or '', '%["([%a_]+)",([^,]+),(%d+),([^,%]]+)%]') do
-      rows[what] = rows[what] or {}
-      append(rows[what], {name = what .. ':' .. window, burst = tonumber(burst), per_unit = window / most})
+    local limits = string.match(text, '"limits":(.*)')
+    local rows = limits and (limits_in[limits] or {}) or NONE
+    if limits and not limits_in[limits] then
+      limits_in[limits] = rows
+      for what, most, window, burst in string.gmatch(limits, '%["([%a_]+)",([^,]+),(%d+),([^,%]]+)%]') do
+        rows[what] = rows[what] or {}
+        append(rows[what], {name = what .. ':' .. window, burst = tonumber(burst), per_unit = window / most})
+      end
     end
-    terms[text] = {weight = tonumber(string.match(text, '"weight":([%d.]+)')) or 1,
-      most = tonumber(string.match(text, '"in_progress":(%d+)')), rows = limits and rows or NONE}
-    return terms[text]
+    return {weight = tonumber(string.match(text, '"weight":([%d.]+)')) or 1,
+      most = tonumber(string.match(text, '"in_progress":(%d+)')), rows = rows, at = {}}
   end
 
   -- What owners may have, read once a call. `at` has when a limit will be all free again, by its name, once that was
@@ -40,9 +42,7 @@ local function make_owners()
     end
     if #unknown == 0 then return end
     for i, text in ipairs(redis.call('HMGET', P .. 'shares', unpack(unknown))) do
-      local found = text and terms_of(text)
-      known[unknown[i]] = found and {weight = found.weight, most = found.most, rows = found.rows, at = {}}
-        or {weight = 1, rows = NONE}
+      known[unknown[i]] = text and terms_of(text) or {weight = 1, rows = NONE}
     end
   end
 
@@ -78,9 +78,15 @@ local function make_owners()
   end
 
   -- Those of an owner's limits that a queue's jobs fall under.
+  local counted_in = {}
   local function limits_of(share, q)
     if share.rows == NONE then return NONE end
-    return share.rows[string.find(q, '}:q:transcription:', 1, true) and 'audio_seconds' or 'tokens'] or NONE
+    local unit = counted_in[q]
+    if not unit then
+      unit = string.find(q, '}:q:transcription:', 1, true) and 'audio_seconds' or 'tokens'
+      counted_in[q] = unit
+    end
+    return share.rows[unit] or NONE
   end
 
   -- Give owners who have work a place: where they stood, but not before the lane's clock.
@@ -147,20 +153,21 @@ local function make_owners()
     return found
   end
 
-  -- A job is claimed no longer: its owner's tag and counts are put right at the end of what the call does now (`settle`).
-  -- `charged` is nil where nothing stands in its record; `used`: units, or nil to keep what was reserved.
-  local function put_right(q, owner, charged, cost, used)
+  -- `n` jobs, all alike, are claimed no longer: their owner's tag and counts are put right at the end of what the call does
+  -- now (`settle`). `charged` is nil where nothing stands in their record; `used`: units of each, or nil to keep what was
+  -- reserved.
+  local function put_right(q, owner, charged, cost, used, n)
     local charge = charge_of(charged or '1')
     if cost ~= charge.cost then
       owed[q] = owed[q] or {}
-      owed[q][owner] = (owed[q][owner] or 0) + cost - charge.cost
+      owed[q][owner] = (owed[q][owner] or 0) + n * (cost - charge.cost)
     end
     if not (charge.bound or charge.units) then return end
     local mine = ended[owner] or {bound = 0, units = {}}
     ended[owner] = mine
-    if charge.bound then mine.bound = mine.bound + 1 end
+    if charge.bound then mine.bound = mine.bound + n end
     if charge.units and used and used ~= charge.units then
-      mine.units[q] = (mine.units[q] or 0) + used - charge.units
+      mine.units[q] = (mine.units[q] or 0) + n * (used - charge.units)
     end
   end
 
@@ -228,30 +235,42 @@ local function make_owners()
     end
   end
 
-  -- Take what one more job, of so many units, takes of the bounds of an owner (of claiming.lua); true if he may have it.
-  -- If not, he leaves the line until `held_until` or the end of one of his jobs. One that is larger than a whole limit
-  -- is run when nothing of that is used.
-  local function reserve(owner, units)
-    local share = owner.share
-    if share.most and running[owner.name] >= share.most then
-      owner.held_until = NOW + LOOK_AGAIN_MS
-      return false
+  -- How many jobs more, of so many units each, an owner (of claiming.lua) may have now. If none, he leaves the line until
+  -- `held_until` or the end of one of his jobs. One that is larger than a whole limit is run when nothing of that is used.
+  local function room_for(owner, units)
+    local share, room = owner.share, math.huge
+    if share.most then
+      room = share.most - running[owner.name]
+      if room < 1 then
+        owner.held_until = NOW + LOOK_AGAIN_MS
+        return 0
+      end
     end
     for _, limit in ipairs(owner.limits) do
-      local ready_at = math.max(NOW, share.at[limit.name]) + math.min(0, units - limit.burst) * limit.per_unit
-      if ready_at > NOW then owner.held_until = math.max(owner.held_until or 0, math.ceil(ready_at)) end
+      local ready_at = math.max(NOW, share.at[limit.name]) - math.max(0, limit.burst - units) * limit.per_unit
+      if ready_at > NOW + 0.001 then -- what rounding adds up to is not over
+        owner.held_until, room = math.max(owner.held_until or 0, math.ceil(ready_at)), 0
+      elseif units > 0 then
+        room = math.min(room, math.floor((NOW - ready_at) / (units * limit.per_unit) + 0.001) + 1)
+      end
     end
-    if owner.held_until then return false end
-    if share.most then running[owner.name], changed[owner.name] = running[owner.name] + 1, true end
+    return room
+  end
+
+  -- Take of an owner's bounds what the jobs that he `took` need.
+  local function take_room(owner)
+    local share, took = owner.share, owner.took
+    if took == 0 then return end
+    if share.most then running[owner.name], changed[owner.name] = running[owner.name] + took, true end
     for _, limit in ipairs(owner.limits) do
-      share.at[limit.name], share.spent = math.max(NOW, share.at[limit.name]) + units * limit.per_unit, true
+      share.at[limit.name], share.spent = math.max(NOW, share.at[limit.name]) + took * owner.units * limit.per_unit, true
     end
-    return true
+    owner.took = 0
   end
 
   return {LOOK_AGAIN_MS = LOOK_AGAIN_MS, share_of = share_of, look_at = look_at, limits_of = limits_of, line_up = line_up,
     forget_tags = forget_tags, step_aside = step_aside, move_tag = move_tag, unhold = unhold, charge_of = charge_of,
-    put_right = put_right, settle = settle, keep = keep, reserve = reserve}
+    put_right = put_right, settle = settle, keep = keep, room_for = room_for, take_room = take_room}
 end
 
 -- Made when first needed: most calls need nothing of it, and to make it costs as much as ten looks at Redis.

@@ -3,7 +3,8 @@
 flood: one user has 100,000 jobs waiting, another submits one, 200 times: how many of the flood's start before it.
 shares: ten users with weights 1 to 10 and endless work of sizes 1 to 100 on two queues: what each got of 2,000 jobs.
 claim: what a claim costs Redis with 10 and with 10,000 users waiting.
-cost: no-op jobs a second of many owners with weights, then also with bounds and limits, beside one user without any.
+cost: no-op jobs a second of many owners with weights, then also with bounds and limits, beside one user without any,
+and beside the same jobs of ten keys in one line without limits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvloop
 
@@ -40,20 +41,32 @@ WEIGHTS = range(1, 11)
 LARGEST_MS = 100
 TIER = ("requests=1M/1h",)
 BOUND = (*TIER, "in_progress=100")
-#: Who submits the no-op jobs: how many owners, each with a key and a weight of 1 to 10, and what bounds them.
 ALL = (*BOUND, "tokens=100M/1h,wait")
-LEVELS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "one user without any": (0, ()),
-    "10 owners, weights, requests": (10, TIER),
-    "10 owners, also in_progress": (10, BOUND),
-    "10 owners, also tokens,wait": (10, ALL),
-    "100 owners, all that": (100, ALL),
+
+
+class Callers(NamedTuple):
+    """Who submits the no-op jobs: so many keys of as many owners, with weights of 1 to 10, and what bounds each."""
+
+    keys: int
+    owners: int
+    limits: tuple[str, ...] = ()
+
+
+OFF, ONE_LINE = "one user without any", "10 keys of one owner, no limits"
+LEVELS = {
+    OFF: Callers(0, 0),
+    ONE_LINE: Callers(10, 1),
+    "10 owners, weights, requests": Callers(10, 10, TIER),
+    "10 owners, also in_progress": Callers(10, 10, BOUND),
+    "10 owners, also tokens,wait": Callers(10, 10, ALL),
+    "100 owners, all that": Callers(100, 100, ALL),
 }
+NAMES = ("requests", "in_progress", "wait", "100_owners")
 #: The same with jobs that last so long: 100 slots can do 10,000 of them a second.
 SHORT_MS = 10
-SHORT: dict[str, tuple[int, tuple[str, ...]]] = {
-    f"jobs of {SHORT_MS} ms: one user without any": (0, ()),
-    f"jobs of {SHORT_MS} ms: 100 owners, all that": (100, ALL),
+SHORT = {
+    f"jobs of {SHORT_MS} ms: one user without any": Callers(0, 0),
+    f"jobs of {SHORT_MS} ms: 100 owners, all that": Callers(100, 100, ALL),
 }
 CHUNK = 1_000
 LIMIT_S = 300.0
@@ -228,35 +241,35 @@ async def _claims(users: int, rounds: int) -> tuple[dict[str, dict[str, float]],
 
 
 def _costs(count: int, rounds: int) -> tuple[dict[str, dict[str, float]], dict[str, float | None]]:
-    found, kinds = [], [(name, *level, 0) for name, level in LEVELS.items()]
-    kinds += [(name, *level, SHORT_MS) for name, level in SHORT.items()]
+    found, kinds = [], [(name, callers, 0) for name, callers in LEVELS.items()]
+    kinds += [(name, callers, SHORT_MS) for name, callers in SHORT.items()]
     for number in range(rounds):
         row: dict[str, dict[str, float]] = {}
-        for name, owners, limits, ms in kinds if number % 2 else kinds[::-1]:
+        for name, callers, ms in kinds if number % 2 else kinds[::-1]:
             with crew() as workers:
-                row[name] = {"jobs_s": uvloop.run(_throughput(workers, count, owners, limits, ms))}
+                row[name] = {"jobs_s": uvloop.run(_throughput(workers, count, callers, ms))}
         print(f"round {number + 1}: " + ", ".join(f"{name} {one['jobs_s']:.0f}/s" for name, one in row.items()))
         found.append(row)
-    (off, *on), (short_off, short_on) = LEVELS, SHORT
-    names = ("requests", "in_progress", "wait", "100_owners")
-    ratios = {
-        f"noop_{called}": figures.ratio(found, name, "jobs_s", [off]) for called, name in zip(names, on, strict=True)
-    }
+    on, (short_off, short_on) = [name for name in LEVELS if name not in (OFF, ONE_LINE)], SHORT
+    ratios: dict[str, float | None] = {}
+    for suffix, beside in (("", OFF), ("_beside_keys", ONE_LINE)):
+        for called, name in zip(NAMES, on, strict=True):
+            ratios[f"noop_{called}{suffix}"] = figures.ratio(found, name, "jobs_s", [beside])
     ratios[f"{SHORT_MS}ms_100_owners"] = figures.ratio(found, short_on, "jobs_s", [short_off])
     medians = figures.medians(found)
     return {name: medians[name] for name, *_ in kinds}, ratios
 
 
-async def _throughput(workers: Crew, count: int, owners: int, limits: tuple[str, ...], ms: int = 0) -> float:
+async def _throughput(workers: Crew, count: int, callers: Callers, ms: int = 0) -> float:
     queue = await _connected(workers)
     policies = Policies(queue.redis, queue.settings)
-    for n in range(owners):
-        policy = Policy.parse([*limits, f"weight={1 + n % 10}"])
-        await policies.set_share(f"owner-{n}", policy)
-        await policies.set_door(f"key{n}", policy)
+    if callers.limits:
+        for n in range(callers.owners):
+            policy = Policy.parse([*callers.limits, f"weight={1 + n % 10}"])
+            await policies.set_share(f"owner-{n}", policy)
+            await policies.set_door(f"key{n}", policy)
     for low in range(0, count, CHUNK):
-        made = (_costing(i, owners, ms) for i in range(low, low + CHUNK))
-        await queue.submit_many(list(made))
+        await queue.submit_many([_costing(i, callers, ms) for i in range(low, low + CHUNK)])
     workers.worker(100)
     await _until(lambda: workers.completed() >= count // 10, "nothing was done")
     began, first = time.perf_counter(), workers.completed()
@@ -266,9 +279,11 @@ async def _throughput(workers: Crew, count: int, owners: int, limits: tuple[str,
     return rate
 
 
-def _costing(i: int, owners: int, ms: int) -> JobSpec:
-    n = i % max(1, owners)
-    whose: dict[str, Any] = {"user": f"owner-{n}", "api_key": f"key{n}", "units": 100} if owners else {}
+def _costing(i: int, callers: Callers, ms: int) -> JobSpec:
+    whose: dict[str, Any] = {}
+    if callers.keys:
+        key = i % callers.keys
+        whose = {"user": f"owner-{key % callers.owners}", "api_key": f"key{key}", "units": 100}
     what: dict[str, Any] = {"function": "nap", "input": {"ms": ms}} if ms else {"input": payload(i)}
     return JobSpec(kind=QUEUE[0], model=QUEUE[1], **what, **whose)
 

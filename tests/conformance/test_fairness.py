@@ -169,6 +169,62 @@ async def test_the_bound_of_fair_queueing_holds_at_every_moment(
                 assert abs(parts[one] - parts[other]) <= 100 / weights[one] + 100 / weights[other]
 
 
+async def learn_cost(world: World, gpu_ms: int) -> None:
+    """Let the queue know what its jobs cost."""
+    await world.submit_many(4, user="known")
+    await world.commit(*(ended(job, gpu_ms) for job in await world.claim(4)))
+
+
+@pytest.mark.parametrize(
+    ("gpu_ms", "order"), [(0, "ab" * 12), (1, "a" * 12 + "b" * 12), (2, "ab" * 12)], ids=["unknown", "short", "long"]
+)
+async def test_only_of_jobs_that_are_known_to_be_short_some_go_in_a_row(world: World, gpu_ms: int, order: str) -> None:
+    await learn_cost(world, gpu_ms)
+    for user in ("ada", "bob"):
+        await world.submit_many(40, user=user)
+    assert users(await world.claim(24)) == order
+
+
+async def test_a_turn_of_short_jobs_goes_by_weight_and_ends_with_what_the_owner_has(
+    world: World, share: Callable[..., Awaitable[None]]
+) -> None:
+    await learn_cost(world, 1)
+    await share("bob", "weight=3")
+    await world.submit_many(40, user="ada")
+    await world.submit_many(40, user="bob")
+    await world.submit_many(2, user="cy")
+    assert users(await world.claim(18)) == "a" * 4 + "b" * 12 + "cc"
+
+
+async def test_who_comes_while_another_has_a_turn_of_short_jobs_is_next(world: World) -> None:
+    await learn_cost(world, 1)
+    await world.submit_many(100, user="ada")
+    assert users(await world.claim(5)) == "aaaaa"
+    await world.submit(user="bob")
+    assert users(await world.claim(3)) == "baa"
+
+
+async def test_the_bound_holds_with_short_jobs_at_every_moment(
+    world: World, share: Callable[..., Awaitable[None]]
+) -> None:
+    """As below, with twelve jobs that cost the least for the largest: claims take as many of one owner in a row."""
+    await learn_cost(world, 1)
+    rng = random.Random(7)
+    weights = {f"user-{n}": n for n in range(1, 11)}
+    for user, weight in weights.items():
+        await share(user, f"weight={weight}")
+        await world.submit_many(30 * weight, user=user)
+    got: Counter[str] = Counter()
+    while sum(got.values()) < 1_000:
+        jobs = await world.claim(rng.choice((1, 3, 8, 33)))
+        await world.commit(*(ended(job, rng.choice((0, 1))) for job in jobs))
+        got.update(job.user for job in jobs)
+        parts = {user: got[user] / weight for user, weight in weights.items()}
+        for one in weights:
+            for other in weights:
+                assert abs(parts[one] - parts[other]) <= 12 / weights[one] + 12 / weights[other]
+
+
 # -- jobs in progress
 
 

@@ -71,9 +71,23 @@ MUTANTS = (
     Mutant(
         "weights count for nothing",
         "common/lua/claiming.lua",
-        "owner.tag = owner.tag + cost / owner.weight",
-        "owner.tag = owner.tag + cost",
+        "cost / owner.weight, cost",
+        "cost, cost",
         f"{PLAN}::test_two_who_always_wait_differ_by_one_job_of_each_over_any_interval",
+    ),
+    Mutant(
+        "a turn of short jobs has no end",
+        "common/lua/claiming.lua",
+        "or budget <= 0 or owner.tag >= ends",
+        "or budget <= 0 or in_a_turn == 1",
+        f"{FAIR}::test_the_bound_holds_with_short_jobs_at_every_moment",
+    ),
+    Mutant(
+        "long jobs go in a row too",
+        "common/lua/claiming.lua",
+        "if PER_JOB > 0 and PER_JOB <= LEAST_COST then",
+        "if PER_JOB > 0 then",
+        f"{FAIR}::test_only_of_jobs_that_are_known_to_be_short_some_go_in_a_row",
     ),
     Mutant(
         "what is claimed is charged one by one, whatever it is thought to cost",
@@ -106,8 +120,8 @@ MUTANTS = (
     Mutant(
         "claims do not look how many of an owner's jobs run",
         "common/lua/owners.lua",
-        "if share.most and running[owner.name] >= share.most then",
-        "if false then",
+        "room = share.most - running[owner.name]",
+        "room = share.most",
         "tests/faults/test_fairness.py::test_an_owners_bound_holds_and_frees_itself_while_workers_are_killed",
     ),
     Mutant(
