@@ -6,7 +6,7 @@ local DEADLINE = string.format('%d', NOW + ARGV[5])
 local PER_UNIT, PER_JOB = 0, 0 -- ms that the queue's jobs have cost of late
 -- Where jobs are known to cost no more than LEAST_COST, to look at one owner more costs as much as a job does: of who
 -- has the largest weight so many go in a row, of others their part of that.
-local SHORT_IN_A_TURN = 12
+local SHORT_IN_A_TURN = 10
 local in_a_turn = 1
 local q = at(queue)
 local JOB, ID = P .. 'job:', id_of('')
@@ -36,7 +36,7 @@ local function lease(id, key, job, charged)
     deliveries, suspect = past_of(history, ticket)
   end
   observe(q, 'wait', NOW - since_of(history))
-  wait_no_more(id, look_at_ticket(ticket).api_key)
+  if key_that_waits ~= false then wait_no_more(id, look_at_ticket(ticket).api_key) end
   local after, step = move(id, q, history, 'p', number)
   if charged then
     redis.call('HSET', key, 'history', after, 'worker', worker, 'charged', charged)
@@ -253,7 +253,7 @@ end
 
 local function take_users(lane, k, clocks, working)
   local got, n = 0, math.min(k, 1000)
-  if in_a_turn > 1 then n = math.min(n, 3 + math.ceil(k / in_a_turn)) end -- as many as are likely to be needed
+  if in_a_turn > 1 then n = math.min(n, 2 + math.ceil(k / in_a_turn)) end -- as many as are likely to be needed
   while got < k and budget > 0 do
     local some = first_owners(lane, k - got, n)
     if #some == 0 then break end

@@ -59,7 +59,7 @@ local function add_up(key, sums)
     for i = first, last do
       local before = was[i - first + 1]
       fresh = fresh or not before
-      append(out, fields[i], string.format('%.0f', (before or 0) + sums[fields[i]]))
+      append(out, fields[i], string.format('%d', (before or 0) + sums[fields[i]]))
     end
     redis.call('HSET', key, unpack(out))
   end
