@@ -205,7 +205,7 @@ local function serve(lane, some, k, horizon)
       if ran == 1 then got, clock, owner.turn = got + 1, start, got end
     until ran ~= 1 or got == k or budget <= 0 or owner.tag >= ends
     owner.cost = owner.cost + owner.tag - start
-    if ran ~= 0 then
+    if ran ~= 0 or owner.tag > start then
       local stays = ran and (not horizon or owner.tag <= horizon)
       if not again then fresh = fresh + 1 end
       if stays and not again then

@@ -198,6 +198,17 @@ async def test_a_turn_of_short_jobs_goes_by_weight_and_ends_with_what_the_owner_
     assert users(await world.claim(16)) == "a" * 4 + "b" * 10 + "cc"
 
 
+async def test_a_turn_of_short_jobs_ends_with_a_job_that_must_not_be_run(world: World) -> None:
+    await learn_cost(world, 1)
+    await world.submit_many(3, user="ada")
+    dead = await world.submit(user="ada")
+    await world.submit_many(20, user="ada")
+    await world.submit_many(20, user="bob")
+    await world.outlive(dead)
+    assert users(await world.claim(20)) == "a" * 3 + "b" * 10 + "a" * 7
+    assert await world.state(dead) == "expired"
+
+
 async def test_who_comes_while_another_has_a_turn_of_short_jobs_is_next(world: World) -> None:
     await learn_cost(world, 1)
     await world.submit_many(100, user="ada")
