@@ -42,7 +42,7 @@ from workers.ticks import submit_ticks
 
 log = logging.getLogger("jarvis.worker")
 
-#: So many slots are filled by one claim.
+#: So many slots are filled by one claim: an engine computes in one pass what begins together, and it ends together.
 FEW_SLOTS = 16
 
 
@@ -66,7 +66,7 @@ class Worker(ArqWorker):
         self.stale = 0
         self._started_at = time.time()
         self._takes_job = {name: _takes_job(f.coroutine) for name, f in self.functions.items()}
-        # Three batches in flight, so that Redis and Python overlap; but not for few slots, that often end together.
+        # Three batches in flight, so that Redis and Python overlap; but not for few slots.
         self._chunk = max(self.max_jobs // 3, min(self.max_jobs, FEW_SLOTS))
         self._slot_free = asyncio.Event()
         self._draining = asyncio.Event()

@@ -979,6 +979,20 @@ MUTANTS = (
         "key = key_of(msgspec.structs.replace(spec, awaited=awaited), idempotency_key)\n        spec",
         "tests/producer/test_idempotency.py::test_the_same_request_of_one_who_waits_otherwise_is_the_same_job",
     ),
+    Mutant(
+        "the first of the ends that come together goes ahead",
+        "workers/outbox.py",
+        "len(outcomes), WRITE_BATCH):\n                await self._commit(outcomes[start : start + WRITE_BATCH])",
+        "1):\n                await self._commit(outcomes[:1])\n                await self._commit(outcomes[1:])",
+        "tests/worker/test_holding.py::test_jobs_that_end_together_are_followed_by_jobs_that_begin_together",
+    ),
+    Mutant(
+        "a slotful of few slots is claimed in parts",
+        "workers/worker.py",
+        "min(self.max_jobs, FEW_SLOTS)",
+        "1",
+        "tests/worker/test_holding.py::test_jobs_that_end_together_are_followed_by_jobs_that_begin_together",
+    ),
 )
 
 

@@ -109,6 +109,33 @@ async def test_slots_that_ends_make_free_are_filled_by_the_call_that_stores_them
     assert claimed == []
 
 
+async def test_jobs_that_end_together_are_followed_by_jobs_that_begin_together(place: Place) -> None:
+    """An engine that computes all that is there in one pass would make two passes of a slotful that comes in parts."""
+    waiting: list[asyncio.Future[None]] = []
+    some_wait = asyncio.Event()
+    passes: list[int] = []
+
+    async def work(ctx: dict[str, Any]) -> None:
+        waiting.append(asyncio.get_running_loop().create_future())
+        some_wait.set()
+        await waiting[-1]
+
+    async def engine() -> None:
+        while sum(passes) < 40:
+            await some_wait.wait()
+            some_wait.clear()
+            some, waiting[:] = waiting[:], []
+            passes.append(len(some))
+            await asyncio.sleep(0.02)  # what computing them takes
+            for one in some:
+                one.set_result(None)
+
+    jobs = await place.submit_many(40)
+    await place.worker(work, max_jobs=10)
+    await asyncio.gather(engine(), place.ends(jobs))
+    assert passes == [10, 10, 10, 10]
+
+
 async def test_a_job_whose_workers_died_runs_alone_before_it_is_parked(place: Place) -> None:
     beside: dict[str, int] = {}
     now = 0
