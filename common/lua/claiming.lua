@@ -184,9 +184,9 @@ local function rise(heap, owner)
 end
 
 -- Take up to k jobs in virtual time: always the next one of the owner with the least tag, and with it those of his that
--- are in the same turn. The lane's clock is the tag with which the last turn began. Who
--- was served waits in a heap for his next turn, unless that comes after the `horizon`: then another one may be before
--- him, and the caller looks again if it wants more.
+-- are in the same turn. The lane's clock is the tag with which the last turn began. Who was served waits in a heap for
+-- his next turn, unless that comes after the `horizon`: then another one may be before him, and the caller looks again
+-- if it wants more.
 local function serve(lane, some, k, horizon)
   local heap, got, fresh, clock = {}, 0, 1, nil
   while got < k and budget > 0 do
