@@ -4,9 +4,9 @@ local queue, worker, request, want = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]
 local RETENTION_MS, MAX_DEATHS = ARGV[6], tonumber(ARGV[8])
 local DEADLINE = string.format('%d', NOW + ARGV[5])
 local PER_UNIT, PER_JOB = 0, 0 -- ms that the queue's jobs have cost of late
--- Where jobs are known to cost no more than LEAST_COST, to look at one owner more costs as much as a job does: of who
--- has the largest weight so many go in a row, of others their part of that.
-local SHORT_IN_A_TURN = 10
+-- Where jobs are known to cost no more than LEAST_COST, to look at one owner more costs as much as a job does: some go in
+-- a row of each, so many of who has the mean weight, and of nobody more than the most.
+local SHORT_IN_A_TURN, MOST_IN_A_TURN = 8, 16
 local in_a_turn = 1
 local q = at(queue)
 local JOB, ID = P .. 'job:', id_of('')
@@ -138,9 +138,10 @@ local function first_owners(lane, k, n)
     weights, largest = weights + owner.weight, math.max(largest, owner.weight)
     out[i] = owner
   end
+  local turn = math.min(in_a_turn * #out / weights, MOST_IN_A_TURN / largest) -- jobs for a weight of 1
   for _, owner in ipairs(out) do
-    owner.most = (in_a_turn - 0.001) * LEAST_COST / largest -- parts of jobs add up to less than a whole one
-    owner.chunk = math.min(k, math.ceil(math.max(k * owner.weight / weights, in_a_turn * owner.weight / largest)))
+    owner.most = (turn - 0.001) * LEAST_COST -- parts of jobs add up to less than a whole one
+    owner.chunk = math.min(k, math.ceil(owner.weight * math.max(k / weights, turn)))
   end
   return out
 end
