@@ -3,7 +3,6 @@ local q, RETENTION_MS = at(ARGV[1]), nil
 local JOB = P .. 'job:'
 local OUTCOMES = {completed = 'c', incomplete = 'i', failed = 'f', retry = 's', release = 'q'}
 local answers, leases, closed, runs = {}, {}, {}, {}
-local measured = {jobs = 0, units = 0, gpu = 0} -- of the runs of this call that ended with a result
 local talk -- the conversation of the job at hand, if it is of one
 local foretold -- when the job at hand was to end, if anybody was told
 local ticket, model_of, held_for -- of the job at hand: its ticket, another model than the queue's, what is held for it
@@ -45,15 +44,6 @@ local function units_of(usage)
   return tonumber(string.match(usage, '"total_tokens":(%d+)') or string.match(usage, '"audio_seconds":([%d.]+)') or 0)
 end
 
--- What the queue's jobs cost of late, over about 200 of them: claiming.lua expects the next ones to cost as much.
-local function measure()
-  if measured.jobs == 0 then return end
-  local kept = redis.call('HMGET', q .. 'meta', 'pace:jobs', 'pace:units', 'pace:gpu')
-  local fades = 0.995 ^ measured.jobs
-  redis.call('HSET', q .. 'meta', 'pace:jobs', (kept[1] or 0) * fades + measured.jobs,
-    'pace:units', (kept[2] or 0) * fades + measured.units, 'pace:gpu', (kept[3] or 0) * fades + measured.gpu)
-end
-
 -- A handled failure counts an attempt: another one after a pause, or the end.
 local function fail(id, key, text, code, history, step, number, body, delay_ms)
   local after = of_ticket(text)
@@ -78,7 +68,7 @@ end
 local function note_run(charged, gpu_ms, usage)
   local used = 0
   if usage ~= '' then used = units_of(usage) end
-  measured.jobs, measured.gpu, measured.units = measured.jobs + 1, measured.gpu + gpu_ms, measured.units + used
+  measure(used, tonumber(gpu_ms))
   if not charged and gpu_ms + 0 <= LEAST_COST then return end
   local alike = ticket.run
   if alike and alike.charged == charged and alike.gpu_ms == gpu_ms and alike.used == used then
@@ -142,6 +132,5 @@ local function commit_from(first, retention_ms)
   if #leases > 0 then redis.call('ZREM', q .. 'leases', unpack(leases)) end
   if #closed > 0 then redis.call('ZREM', P .. 'expiry', unpack(closed)) end
   put_right()
-  measure()
   return answers
 end

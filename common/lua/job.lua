@@ -26,7 +26,11 @@ local events, tally, readied = {}, {}, {}
 
 -- At its memory limit Redis refuses a script's first write if that could need memory, and none after it. Whatever
 -- moves jobs on calls this first (submit does not): it is what makes room again.
-local function even_when_full() redis.call('SREM', P .. 'queues', '') end
+local ready_when_full = false
+local function even_when_full()
+  if not ready_when_full then redis.call('SREM', P .. 'queues', '') end
+  ready_when_full = true
+end
 
 local function at(queue) return P .. 'q:' .. queue .. ':' end
 

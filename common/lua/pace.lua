@@ -8,13 +8,27 @@
 local LEARNT, PER_CALL, COVERED, STEP = 256, 8, 0.91, 0.05
 local LIFT, LIFT_STEP, LIFT_MOST = 0.92, 0.05, 1.5
 local CAREFUL = {h = '0.1', n = '0.3', l = '0.5'} -- the first lift: much comes before those of the low lane
-local pace, learnt_now
+-- Beside `runs` there is what they cost of late, over about 200 of them: `pace:jobs`, `pace:units` (tokens, seconds of
+-- audio) and `pace:gpu` (ms of a worker's time). claiming.lua expects the next ones to cost as much.
+local pace, costs
+local learnt_now, measured = 0, {jobs = 0, units = 0, gpu = 0}
 
-local function pace_of(q)
-  local kept = redis.call('HGET', q .. 'meta', 'runs')
-  if not kept then return {0, 0, 0, 0, 0, 0, 0.25, 0, 0} end
-  local n, u, uu, r, ur, off, square, a, b = string.match(kept, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$')
-  return {n + 0, u + 0, uu + 0, r + 0, ur + 0, off + 0, square + 0, a + 0, b + 0}
+local function look_at_pace(q)
+  if pace then return end
+  local kept = redis.call('HMGET', q .. 'meta', 'runs', 'pace:jobs', 'pace:units', 'pace:gpu')
+  costs = {jobs = kept[2] or 0, units = kept[3] or 0, gpu = kept[4] or 0}
+  pace = {0, 0, 0, 0, 0, 0, 0.25, 0, 0}
+  if not kept[1] then return end
+  local i = 0
+  for n in string.gmatch(kept[1], '%S+') do
+    i = i + 1
+    pace[i] = tonumber(n)
+  end
+end
+
+-- A run has used so many units and so much of its worker's time.
+local function measure(units, gpu_ms)
+  measured.jobs, measured.units, measured.gpu = measured.jobs + 1, measured.units + units, measured.gpu + gpu_ms
 end
 
 -- The straight line through run times by units: none falls with them, and none begins below nothing.
@@ -29,7 +43,7 @@ end
 
 -- A job of so many units ran so long. A few of each call are enough.
 local function learn(q, units, ms)
-  if not pace then pace, learnt_now = pace_of(q), 0 end
+  look_at_pace(q)
   if learnt_now >= PER_CALL then return end
   learnt_now = learnt_now + 1
   local n = math.min(pace[1] + 1, LEARNT)
@@ -48,9 +62,15 @@ local function learn(q, units, ms)
 end
 
 local function keep_pace(q)
-  if not pace then return end
-  fit(pace)
-  redis.call('HSET', q .. 'meta', 'runs', string.format('%d %.8g %.8g %.8g %.8g %.8g %.8g %.8g %.8g', unpack(pace)))
+  if measured.jobs == 0 then return end
+  look_at_pace(q)
+  local fades, writes = 0.995 ^ measured.jobs, {}
+  for name, by in pairs(measured) do append(writes, 'pace:' .. name, string.format('%.8g', costs[name] * fades + by)) end
+  if learnt_now > 0 then
+    fit(pace)
+    append(writes, 'runs', string.format('%d %.8g %.8g %.8g %.8g %.8g %.8g %.8g %.8g', unpack(pace)))
+  end
+  redis.call('HSET', q .. 'meta', unpack(writes))
 end
 
 -- A job of which `<class> <when, ms> <50 %, ms> <90 %> <the 90 % that was told>` was foretold has ended.
