@@ -57,9 +57,9 @@ local function has_begun(id) return redis.call('EXISTS', P .. 'tokens:' .. id) =
 local function size_up(owner, units)
   local cost = LEAST_COST
   if PER_JOB > 0 then cost = math.max(cost, units > 0 and PER_UNIT > 0 and units * PER_UNIT or PER_JOB) end
+  if owner.bounded then owners().take_room(owner) end -- of those before, which were of another size
   owner.units, owner.each, owner.charged = units, cost / owner.weight, cost ~= LEAST_COST and tostring(cost)
   if not owner.bounded then return end
-  owners().take_room(owner)
   owner.room = owners().room_for(owner, units)
   local limited = #owner.limits > 0 and ' u' .. string.format('%d', units) or ''
   owner.charged = cost .. (owner.share.most and ' b' or '') .. limited

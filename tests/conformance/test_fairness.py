@@ -378,6 +378,22 @@ async def test_past_a_limit_with_wait_the_owners_jobs_wait_and_others_run(
     assert users(await world.claim(10)) == "aa"
 
 
+async def test_jobs_of_one_claim_take_of_a_limit_what_each_of_them_needs(
+    world: World, share: Callable[..., Awaitable[None]]
+) -> None:
+    await share("ada", "tokens=1000/1000s,wait")
+    sizes = (10, 10, 300, 20, 600, 100)
+    for units in sizes:
+        await world.submit(user="ada", units=units)
+    jobs = await world.claim(10)
+    assert len(jobs) == 5  # the last one does not fit
+    spent = await world.redis.zscore(f"{world.prefix}spent", "ada tokens:1000000")
+    now_s, _ = await world.redis.time()
+    assert abs(spent / 1000 - now_s - 940) <= 2  # a second for each of 940
+    await world.commit(*(ended(job, units=units) for job, units in zip(jobs, sizes, strict=False)))
+    assert await world.redis.zscore(f"{world.prefix}spent", "ada tokens:1000000") == spent
+
+
 async def test_a_job_that_waits_for_its_own_owner_says_so(world: World, share: Callable[..., Awaitable[None]]) -> None:
     await share("ada", "in_progress=1")
     await share("bob", "tokens=50/60s,wait")

@@ -76,6 +76,13 @@ MUTANTS = (
         f"{PLAN}::test_two_who_always_wait_differ_by_one_job_of_each_over_any_interval",
     ),
     Mutant(
+        "jobs of a claim take of a limit what the last of them needs",
+        "common/lua/claiming.lua",
+        "  if owner.bounded then owners().take_room(owner) end -- of those before",
+        "  owner.units = units if owner.bounded then owners().take_room(owner) end -- of those before",
+        f"{FAIR}::test_jobs_of_one_claim_take_of_a_limit_what_each_of_them_needs",
+    ),
+    Mutant(
         "a turn of short jobs has no end",
         "common/lua/claiming.lua",
         "or budget <= 0 or owner.tag >= ends",
