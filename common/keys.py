@@ -21,10 +21,10 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P usage:<day>           hash    sums of what was used, by key, model and owner; days since 1970
     P held                  zset    owner whose jobs wait for himself -> when to look at him again (ms)
     P held:<owner>          set     `<lane> <queue>` where he has work
-    P running               hash    bounded owner -> how many of his jobs are in progress, or were given back
+    P standing              hash    `running <owner>`, of a bounded one -> how many of his jobs are in progress, or were
+                                    given back; `<what>:<window ms> <owner>` -> when this limit of his will be all free
+                                    again (microseconds), kept for a day after that
     P running:counted       string  while it is there, those were counted anew a moment ago
-    P spent                 zset    `<owner> <what>:<window ms>` -> when this limit of his will be all free again (ms);
-                                    kept for a day after that
     P conversation:<user>:<key> list  its unfinished jobs in order (short ids); the first has its turn
     P queues                set     queues that have ever been used
     P readers               zset    id -> until when somebody reads its events as they come (ms)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import redis.asyncio as redis
 
+from common import scripts
 from common.jobs import decode, encode
 from common.keys import Keys
 from common.limits import Limit, Policy
@@ -26,11 +27,18 @@ class Policies:
 
     async def set_door(self, api_key: str, policy: Policy) -> None:
         """From now on submits of this key are held against the policy's limits (those without `wait`) and `waiting`."""
-        await self._set("limits", api_key, door(policy))
+        limits = door(policy)
+        for prefix in self.keys.prefixes():
+            if limits:
+                await self.redis.hset(f"{prefix}limits", api_key, encode(limits).decode())  # type: ignore[misc]
+            else:
+                await self.redis.hdel(f"{prefix}limits", api_key)  # type: ignore[misc]
 
     async def set_share(self, owner: str, policy: Policy) -> None:
         """From now on claims go by the policy's weight, its `in_progress` and its limits with `wait`."""
-        await self._set("shares", owner, share(policy))
+        text = encode(share(policy)) if share(policy) else b""
+        for prefix in self.keys.prefixes():
+            await scripts.run(self.redis, "share", prefix, owner, text)
 
     async def shares(self) -> dict[str, dict[str, object]]:
         """By owner, what claims go by. Raises StoreUnavailable."""
@@ -39,13 +47,6 @@ class Policies:
             rows = await answered(self.redis.hgetall(f"{prefix}shares"))
             found |= {owner.decode(): decode(text) for owner, text in rows.items()}
         return found
-
-    async def _set(self, name: str, field: str, value: dict[str, object]) -> None:
-        for prefix in self.keys.prefixes():
-            if value:
-                await self.redis.hset(f"{prefix}{name}", field, encode(value).decode())  # type: ignore[misc]
-            else:
-                await self.redis.hdel(f"{prefix}{name}", field)  # type: ignore[misc]
 
 
 def door(policy: Policy) -> dict[str, object]:

@@ -123,6 +123,7 @@ class Simulation:
     async def run(self, seen: Callable[[Start], None] | None = None) -> Outcomes:
         """Until every job has ended, or waits for ever."""
         await self._client.flushdb()
+        await self._client.set_time(self._prefix, self._trace.arrivals[0].at + self._offset)
         policies = Policies(self._client, self._queue.settings)
         for owner, limits in self._trace.shares.items():
             await policies.set_share(owner, Policy.parse(limits))

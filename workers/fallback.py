@@ -31,7 +31,7 @@ class FallbackWorker(Worker):
         self._after_s = helped.fallback_after_s * (helped.fallback.index(alias) + 1)
         self._before = helped.fallback[: helped.fallback.index(alias)]
 
-    async def _claim(self, want: int) -> list[ClaimedJob]:
+    async def _claim(self, want: int, room: int) -> list[ClaimedJob]:
         call = (self.queue_name, self.id, want, self._request, self._after_s, self._before)
         return await patiently(self.queue.help, *call)  # type: ignore[no-any-return]
 

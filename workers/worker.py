@@ -208,26 +208,30 @@ class Worker(ArqWorker):
                 continue
             async with self._claiming:
                 self._request += 1
-                claimed = await self._claim(want)
+                claimed = await self._claim(want, self._room())
                 for job in claimed:
                     self._start(job)
             if len(claimed) < want and not await self._more():
                 return
 
-    async def _claim(self, want: int) -> list[ClaimedJob]:
-        return await patiently(self.queue.claim, self.queue_name, self.id, want, self._request)  # type: ignore[no-any-return]
+    async def _claim(self, want: int, room: int) -> list[ClaimedJob]:
+        return await patiently(self.queue.claim, self.queue_name, self.id, want, self._request, room)  # type: ignore[no-any-return]
 
     def _takes(self) -> int:
         # An engine that is short of memory takes fewer jobs than there are slots; never more.
         return min(self.max_jobs, self.ctx["admits"]()) if "admits" in self.ctx else self.max_jobs
 
-    def _want(self) -> int:
+    def _room(self) -> int:
+        """How many jobs more it may hold now; below 0 while more run than it takes."""
         if self._suspects:
             return 0
-        want = min(self._chunk, self._takes() - len(self.running))  # below 0 while more run than it takes now
+        room = self._takes() - len(self.running)
         if self.burst and self.max_burst_jobs >= 0:
-            want = min(want, self.max_burst_jobs - self._started())
-        return want
+            room = min(room, self.max_burst_jobs - self._started())
+        return room
+
+    def _want(self) -> int:
+        return min(self._chunk, self._room())
 
     def _started(self) -> int:
         return self.jobs_complete + self.jobs_retried + self.jobs_failed + len(self.running)

@@ -1,12 +1,14 @@
--- claiming.lua: what claim.lua, turn.lua and help.lua share; all have the same first eight arguments.
+-- claiming.lua: what claim.lua, turn.lua and help.lua share; all have the same first nine arguments.
 -- include lanes.lua
 local queue, worker, request, want = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local RETENTION_MS, MAX_DEATHS = ARGV[6], tonumber(ARGV[8])
+local spare = ARGV[9] - want -- jobs that may be taken beyond those wanted, so that a turn is not cut short
 local DEADLINE = string.format('%d', NOW + ARGV[5])
 local PER_UNIT, PER_JOB = 0, 0 -- ms that the queue's jobs have cost of late
 -- Where jobs are known to cost no more than LEAST_COST, to look at one owner more costs as much as a job does: some go in
--- a row of each, so many of who has the mean weight, and of nobody more than the most.
-local SHORT_IN_A_TURN, MOST_IN_A_TURN = 8, 16
+-- a row of each. The longer there was always work, the more: one of who has the mean weight for so many jobs that were
+-- started since, so that what he is ahead of his part stays small beside it; of nobody more than the most.
+local STARTED_FOR_ONE, SHORT_IN_A_TURN, MOST_IN_A_TURN = 250, 24, 48
 local in_a_turn = 1
 local q = at(queue)
 local JOB, ID = P .. 'job:', id_of('')
@@ -23,7 +25,7 @@ end
 -- worker died with it, so before the death that would park it, it does.
 local function past_of(history, ticket)
   local _, deliveries = string.gsub(history, 'p', '')
-  local deaths = tonumber(look_at_ticket(ticket).deaths)
+  local deaths = tonumber(of_ticket(ticket).deaths)
   return deliveries, deaths > 0 and deaths >= MAX_DEATHS - 1 and 1 or 0
 end
 
@@ -52,17 +54,15 @@ end
 -- Whether an answer was begun: only the model that began it can go on with it.
 local function has_begun(id) return redis.call('EXISTS', P .. 'tokens:' .. id) == 1 end
 
--- What each of an owner's next jobs, if they have so many units, costs him, as far as one can tell, what stands in its
--- record of that (nothing for the least), and how many he may have. Many of his jobs are alike.
+-- What each of an owner's next jobs, if they have so many units, moves his tag on by, as far as one can tell what it
+-- costs, what stands in its record of that (nothing for the least), and how many he may have. Many of his jobs are alike.
 local function size_up(owner, units)
   local cost = LEAST_COST
   if PER_JOB > 0 then cost = math.max(cost, units > 0 and PER_UNIT > 0 and units * PER_UNIT or PER_JOB) end
   if owner.bounded then owners().take_room(owner) end -- of those before, which were of another size
-  owner.units, owner.each, owner.charged = units, cost / owner.weight, cost ~= LEAST_COST and tostring(cost)
-  if not owner.bounded then return end
-  owner.room = owners().room_for(owner, units)
-  local limited = #owner.limits > 0 and ' u' .. string.format('%d', units) or ''
-  owner.charged = cost .. (owner.share.most and ' b' or '') .. limited
+  owner.units, owner.each = units, owners().step_of(cost, owner.weight)
+  owner.charged = cost ~= LEAST_COST and owners().charged_as(owners().share_of(owner.name), q, cost, units)
+  if owner.bounded then owner.room = owners().room_for(owner, units) end
 end
 
 -- Lease a job at the head of its line: 1 if it was taken, 0 if it must not be run, nil if its owner has to wait.
@@ -78,6 +78,7 @@ local function take(id, entry, lane, owner)
     if string.sub(job[1], 1, 13) > NOW_TEXT then
       if helping and has_begun(id) then
         redis.call('RPUSH', q .. lane .. ':returned', id)
+        redis.call('HSET', key, 'charged', '0') -- who takes it from there takes it as paid
         return 0
       end
       if owner then
@@ -118,32 +119,34 @@ local function take_returned(lane, k)
   return got
 end
 
--- The first n owners of a lane by their tags, of whose jobs k are wanted. Each has at least one, or is held.
+-- The first n owners of a lane by their tags, of whose jobs k are wanted: {names, tags, shares, jobs in a turn of a weight
+-- of 1, jobs to expect of one}. Each has at least one job, or is held.
 local function first_owners(lane, k, n)
   local found = redis.call('ZRANGE', q .. lane .. ':users', 0, n - 1, 'WITHSCORES')
-  local names, out, stream = {}, {}, stream_of(q, lane, '')
-  for i = 1, #found, 2 do append(names, found[i]) end
-  if #names == 0 then return out end
-  local some_shares = redis.call('EXISTS', P .. 'shares') == 1
-  if some_shares then owners().look_at(names) end
-  local weights, largest = 0, 0
-  for i, name in ipairs(names) do
-    local owner = {name = name, tag = tonumber(found[2 * i]), turn = 0, stream = stream .. name, weight = 1, chunk = 1,
-      entries = false, taken = 0, dry = false, at = 1, last = false, cost = 0, units = false, room = math.huge, took = 0}
-    if some_shares then
-      local share = owners().share_of(name)
-      owner.share, owner.weight, owner.limits = share, share.weight, owners().limits_of(share, q)
-      owner.bounded = share.most or #owner.limits > 0
+  local names, tags, shares, weights, largest = {}, {}, false, #found / 2, 1
+  for i = 1, #found / 2 do names[i], tags[i] = found[2 * i - 1], tonumber(found[2 * i]) end
+  if #names > 0 and redis.call('EXISTS', P .. 'shares') == 1 then
+    shares = owners().look_at(names)
+    weights = 0
+    for i = 1, #names do
+      local weight = shares[i].weight
+      weights, largest = weights + weight, math.max(largest, weight)
     end
-    weights, largest = weights + owner.weight, math.max(largest, owner.weight)
-    out[i] = owner
   end
-  local turn = math.min(in_a_turn * #out / weights, MOST_IN_A_TURN / largest) -- jobs for a weight of 1
-  for _, owner in ipairs(out) do
-    owner.most = (turn - 0.001) * LEAST_COST -- parts of jobs add up to less than a whole one
-    owner.chunk = math.min(k, math.ceil(owner.weight * math.max(k / weights, turn)))
-  end
-  return out
+  local turn = math.min(in_a_turn * #names / weights, MOST_IN_A_TURN / largest)
+  return {names = names, tags = tags, n = n, shares = shares, turn = turn, chunk = math.max(k / weights, turn), k = k, lane = lane}
+end
+
+-- Number i of those, when it is his turn. All that it will ever have is there: a table that grows is made anew.
+local function owner_of(line, i)
+  local name, share = line.names[i], line.shares and line.shares[i]
+  local weight, limits = share and share.weight or 1, share and owners().limits_of(share, q)
+  return {name = name, tag = line.tags[i], turn = 0, stream = stream_of(q, line.lane, name), weight = weight,
+    chunk = 1 + math.min(line.k, math.ceil(weight * line.chunk)), -- and the one that is first then
+    most = (line.turn - 0.001) * LEAST_COST * TICKS, -- parts of jobs add up to less than a whole one
+    share = share, limits = limits, bounded = share and (share.terms.most or limits[1]), held_until = false,
+    entries = false, at = 1, last = false, dry = false, taken = 0, took = 0, cost = 0,
+    units = false, each = 0, charged = false, room = math.huge}
 end
 
 -- The next entry of an owner's stream, without taking it; nil at its end.
@@ -188,13 +191,15 @@ end
 -- are in the same turn. The lane's clock is the tag with which the last turn began. Who was served waits in a heap for
 -- his next turn, unless that comes after the `horizon`: then another one may be before him, and the caller looks again
 -- if it wants more.
-local function serve(lane, some, k, horizon)
-  local heap, got, fresh, clock = {}, 0, 1, nil
+local function serve(lane, line, k)
+  local heap, got, clock, some = {}, 0, nil, {}
+  local horizon, others = #line.names == line.n and line.tags[line.n], #line.names > 1
   while got < k and budget > 0 do
-    local owner, again = some[fresh], heap[1]
-    if again and owner and owner.tag <= again.tag then again = nil end
-    owner = again or owner
-    if not owner then break end
+    local fresh, again = line.tags[#some + 1], heap[1]
+    if again and fresh and fresh <= again.tag then again = nil end
+    if not again and not fresh then break end
+    local owner = again or owner_of(line, #some + 1)
+    if not again then some[#some + 1] = owner end
     local start, ran = owner.tag, nil
     local ends = in_a_turn > 1 and start + owner.most or start
     repeat
@@ -203,12 +208,16 @@ local function serve(lane, some, k, horizon)
       if ran then
         owner.at, owner.last, owner.taken = owner.at + 1, entry[1], owner.taken + 1
       end
-      if ran == 1 then got, clock, owner.turn = got + 1, start, got end
-    until ran ~= 1 or got == k or budget <= 0 or owner.tag >= ends
+      if ran == 1 then
+        got, clock, owner.turn = got + 1, start, got
+        if got > k then spare = spare - 1 end
+      end
+      local is_over = owner.tag >= ends or got >= k and (spare == 0 or not others)
+      if ran == 0 then is_over = owner.tag > start end -- it was not run: the turn goes on only if it had not begun
+    until is_over or not ran or budget <= 0
     owner.cost = owner.cost + owner.tag - start
     if ran ~= 0 or owner.tag > start then
       local stays = ran and (not horizon or owner.tag <= horizon)
-      if not again then fresh = fresh + 1 end
       if stays and not again then
         rise(heap, owner)
       elseif again then
@@ -217,18 +226,26 @@ local function serve(lane, some, k, horizon)
       end
     end
   end
-  return got, clock
+  return got, clock, some
 end
 
--- Cut what was taken from the owners' streams, and give each his new place: in the line, or beside it.
+-- Whether an owner has more waiting, and what was taken of it is cut from his stream.
+local function cut(owner)
+  local first = peek(owner)
+  if not first then
+    redis.call('DEL', owner.stream)
+  elseif owner.taken > 0 then
+    redis.call('XTRIM', owner.stream, 'MINID', first[1])
+  end
+  return first ~= nil
+end
+
+-- Give each owner who was looked at his new place: in the line, or beside it.
 local function put_back(lane, some, clock)
   local stay, go, aside = {}, {}, {}
   for _, owner in ipairs(some) do
     if owner.bounded then owners().take_room(owner) end
-    local more = owner.entries and redis.call('XLEN', owner.stream) - owner.taken or 0
-    if more <= 0 then more = false end
-    if owner.taken > 0 and more then redis.call('XTRIM', owner.stream, 'MAXLEN', more) end
-    if owner.entries and not more then redis.call('DEL', owner.stream) end
+    local more = cut(owner)
     if owner.held_until and more then
       local first = tonumber(redis.call('ZRANGE', P .. 'held', 0, 0, 'WITHSCORES')[2])
       redis.call('ZADD', P .. 'held', owner.held_until, owner.name)
@@ -236,11 +253,11 @@ local function put_back(lane, some, clock)
       local soon = owner.held_until < NOW + owners().LOOK_AGAIN_MS -- a scheduler looks every few seconds by itself
       if soon and (not first or owner.held_until < first) then wake_scheduler() end
     end
-    if owner.entries and (owner.held_until or not more) then
+    if owner.held_until or not more then
       append(go, owner.name)
-      if owner.tag > clock then append(aside, owner.tag, owner.name) end
+      if owner.tag > clock then append(aside, string.format('%d', owner.tag), owner.name) end
     elseif owner.cost > 0 then
-      append(stay, owner.tag, owner.name)
+      append(stay, string.format('%d', owner.tag), owner.name)
     end
   end
   if #go > 0 then redis.call('ZREM', q .. lane .. ':users', unpack(go)) end
@@ -256,9 +273,9 @@ local function take_users(lane, k, clocks, working)
   local got, n = 0, math.min(k, 1000)
   if in_a_turn > 1 then n = math.min(n, 2 + math.ceil(k / in_a_turn)) end -- as many as are likely to be needed
   while got < k and budget > 0 do
-    local some = first_owners(lane, k - got, n)
-    if #some == 0 then break end
-    local more, clock = serve(lane, some, k - got, #some == n and some[n].tag)
+    local line = first_owners(lane, k - got, n)
+    if #line.names == 0 then break end
+    local more, clock, some = serve(lane, line, k - got)
     got, n = got + more, math.min(k, 1000)
     clocks[lane] = math.max(clocks[lane], clock or 0)
     put_back(lane, some, clocks[lane])
@@ -347,13 +364,17 @@ local function claim()
   if want == 0 then return end
   local meta = redis.call('HMGET', q .. 'meta', 'credit:high', 'credit:normal', 'credit:low', 'depth:high',
     'depth:normal', 'depth:low', 'rate', 'claimed', 'clock:high', 'clock:normal', 'clock:low', 'pace:jobs', 'pace:units',
-    'pace:gpu', 'contended')
+    'pace:gpu', 'contended', 'stretch')
   local credit, clocks, writes, got = {}, {}, {}, 0
   for i, lane in ipairs(LANES) do clocks[lane] = tonumber(meta[i + 8] or 0) end
   if meta[12] then PER_JOB = meta[14] / math.max(1, meta[12]) end
-  if PER_JOB > 0 and PER_JOB <= LEAST_COST then in_a_turn = SHORT_IN_A_TURN end
+  local stretch = tonumber(meta[16] or 0) -- jobs started since the queue was empty
+  if PER_JOB > 0 and PER_JOB <= LEAST_COST then
+    in_a_turn = math.max(1, math.min(SHORT_IN_A_TURN, math.floor(stretch / STARTED_FOR_ONE)))
+  end
   if tonumber(meta[13] or 0) > 0 then PER_UNIT = meta[14] / meta[13] end
   local lanes = lanes_with_work(meta, credit, writes)
+  if #lanes == 0 and stretch > 0 then append(writes, 'stretch', 0) end
   if #lanes == 0 and #writes == 0 then return end
   even_when_full()
   local found, contended = lanes, tonumber(meta[15] or 0)
@@ -362,7 +383,7 @@ local function claim()
     for _, lane in ipairs(lanes) do
       local n = portion[lane] > 0 and take_lane(lane, portion[lane], clocks, found) or 0
       got = got + n
-      if n == portion[lane] then
+      if n >= portion[lane] then
         append(more, lane)
       elseif budget > 0 then -- nothing is left in it
         credit[lane], depth[lane] = 0, left_in(lane)
@@ -378,16 +399,17 @@ local function claim()
   for _, lane in ipairs(found) do
     append(writes, 'credit:' .. lane, credit[lane])
     append(writes, 'depth:' .. lane, depth[lane])
-    if clocks[lane] > 0 then append(writes, 'clock:' .. lane, clocks[lane]) end
+    if clocks[lane] > 0 then append(writes, 'clock:' .. lane, string.format('%d', clocks[lane])) end
   end
   if got > 0 then
+    append(writes, 'stretch', got >= want and stretch + got or 0)
     append(writes, 'rate', rate_after(tonumber(meta[7] or 0), tonumber(meta[8] or NOW), got))
     append(writes, 'claimed', NOW_TEXT)
     redis.call('ZADD', q .. 'leases', unpack(leases))
     redis.call('SET', q .. 'claimed:' .. worker, request .. ' ' .. table.concat(held, ' '), 'PX', 600000)
   end
   redis.call('HSET', q .. 'meta', unpack(writes))
-  if got == want or budget <= 0 then ring(q) end -- the baton: perhaps there is more, for another worker
+  if got >= want or budget <= 0 then ring(q) end -- the baton: perhaps there is more, for another worker
 end
 
 -- The jobs of the claim whose reply was lost, as far as they are still this worker's.

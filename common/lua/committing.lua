@@ -65,24 +65,24 @@ end
 
 -- What a run has used is known now: the queue's measure, its owner's tag and limits are put right with it. Many runs of
 -- a call are alike in that.
+local some_bounded -- whether any owner's jobs are counted: asked once a call
 local function note_run(charged, gpu_ms, usage)
   local used = 0
   if usage ~= '' then used = units_of(usage) end
-  measure(used, tonumber(gpu_ms))
-  if not charged and gpu_ms + 0 <= LEAST_COST then return end
-  local alike = ticket.run
-  if alike and alike.charged == charged and alike.gpu_ms == gpu_ms and alike.used == used then
+  measure(used, gpu_ms)
+  if some_bounded == nil then some_bounded = redis.call('EXISTS', P .. 'standing') == 1 end
+  if not (charged or some_bounded) and gpu_ms <= LEAST_COST then return end
+  local cost, alike = gpu_ms > LEAST_COST and gpu_ms or LEAST_COST, ticket.run
+  if alike and alike.charged == charged and alike.cost == cost and alike.used == used then
     alike.n = alike.n + 1
   else
-    ticket.run = {owner = ticket.user, charged = charged, gpu_ms = gpu_ms, used = used, n = 1}
+    ticket.run = {owner = ticket.user, units = ticket.units, charged = charged, cost = cost, used = used, n = 1}
     append(runs, ticket.run)
   end
 end
 
 local function put_right()
-  for _, run in ipairs(runs) do
-    owners().put_right(q, run.owner, run.charged, math.max(LEAST_COST, tonumber(run.gpu_ms)), run.used, run.n)
-  end
+  for _, run in ipairs(runs) do owners().put_right(q, run) end
   if made then made.settle() end
 end
 
@@ -98,15 +98,16 @@ local function commit(i)
   end
   append(leases, held)
   foretold, ticket, model_of, held_for = job[3], look_at_ticket(job[2]), job[5], job[6]
-  talk, spent = job[7], gpu_ms + 0
+  talk, gpu_ms = job[7], tonumber(gpu_ms)
+  spent = gpu_ms
   if #history > 31 then spent = spent + (redis.call('HGET', key, 'gpu_ms') or 0) end -- it may have run before
-  if gpu_ms ~= '0' then
+  if gpu_ms > 0 then
     if code ~= 'c' and code ~= 'i' then redis.call('HSET', key, 'gpu_ms', spent) end
-    use(who_of(ticket, model_of), 'gpu_ms', tonumber(gpu_ms))
+    use(who_of(ticket, model_of), 'gpu_ms', gpu_ms)
   end
   if code == 'q' then
-    if gpu_ms ~= '0' then -- its next run goes on with what is left of the charge
-      charged = charged or tostring(LEAST_COST)
+    if gpu_ms > 0 then -- its next run goes on with what is left of the charge
+      charged = charged or owners().charged_as(owners().share_of(ticket.user), q, LEAST_COST, ticket.units)
       redis.call('HSET', key, 'charged', (string.gsub(charged, '^%S+', owners().charge_of(charged).cost - gpu_ms)))
     end
     give_back(id, q, ticket.lane, history, number)

@@ -2,20 +2,20 @@
 --       while none of those before it in the chain is alive, else as many as have waited longer than the bound.
 --       An answer that was begun is left to them: it can only go on with the model that began it.
 -- KEYS[1] shard prefix
--- ARGV    the eight of claim, then the bound in ms, then the aliases between the queue's own model and this one
+-- ARGV    the nine of claim, then the bound in ms, then the aliases between the queue's own model and this one
 -- returns what claim returns
 -- atomic because a job must have its lease the moment it leaves the queue; that no other worker was there to take
 --         it is true of the same moment.
 -- include job.lua
 local function main()
 -- include claiming.lua
-local AFTER_MS = tonumber(ARGV[9])
+local AFTER_MS = tonumber(ARGV[10])
 
 -- A worker that helps says in its name whose model it runs: `<worker>@<alias>`.
 local function is_before(name)
   local alias = string.match(name, '@(.+)')
   if not alias then return true end
-  for i = 10, #ARGV do
+  for i = 11, #ARGV do
     if ARGV[i] == alias then return true end
   end
   return false

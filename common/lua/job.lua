@@ -121,14 +121,16 @@ local function of_ticket(ticket)
     lane = LANE_OF[lane], units = tonumber(units) or 0, api_key = api_key, queue = queue, user = user}
 end
 
--- The same, of jobs that are met many times in a call and mostly alike but for `expires`, which it does not tell: read
--- once for all of them, and not to be changed.
+-- What does not change while a job lives, of jobs that are met many times in a call and mostly alike: read once for all
+-- of them, and not to be changed. `who` and `run` are for usage.lua and committing.lua.
 local tickets = {}
 local function look_at_ticket(ticket)
   local alike = string.sub(ticket, 15)
   local found = tickets[alike]
   if not found then
-    found = of_ticket(ticket)
+    local lane, units, api_key, queue, user = string.match(alike, '^%d+ %d+ %d+ %d+ (%l)(%d*),?(%w*) (%S+) (.*)$')
+    found = {lane = LANE_OF[lane], units = tonumber(units) or 0, api_key = api_key, queue = queue, user = user, who = false,
+      run = false}
     tickets[alike] = found
   end
   return found
@@ -278,16 +280,17 @@ local function end_job(id, code, reason, message, retention_ms, by_now, read)
     redis.call('ZREM', P .. 'due', id)
   elseif before == 'q' then
     if not read then leave_line(q, id, ticket.lane, ticket.user, history) end
-    if job[4] then owners().put_right(q, ticket.user, job[4], 0, 0, 1) end -- it was given back
+    if string.find(history, 'p%d+ %d+q%d+$') then -- it was given back
+      owners().put_right(q, {owner = ticket.user, units = ticket.units, charged = job[4], cost = 0, used = 0, n = 1})
+    end
   else
     local held = id .. ':' .. string.match(history, '(%S+)$')
     redis.call('ZREM', q .. 'leases', held)
     redis.call('RPUSH', q .. 'control:' .. job[3], held)
     redis.call('PEXPIRE', q .. 'control:' .. job[3], 60000)
-    if job[4] then -- it has used no more than since it began; of units nobody knows
-      local cost = math.min(owners().charge_of(job[4]).cost, NOW - since_of(history))
-      owners().put_right(q, ticket.user, job[4], cost, nil, 1)
-    end
+    -- It has used no more than since it began; of units nobody knows.
+    local cost = math.min(job[4] and owners().charge_of(job[4]).cost or LEAST_COST, NOW - since_of(history))
+    owners().put_right(q, {owner = ticket.user, units = ticket.units, charged = job[4], cost = cost, n = 1})
   end
   redis.call('HSET', key, 'history', (move(id, q, history, code, next_number(id, history))),
     'error', cjson.encode({code = reason, message = message}))

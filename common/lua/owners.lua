@@ -2,48 +2,58 @@
 --
 -- Within a lane owners take turns by start-time fair queueing: the one with the least tag is served and his tag moves
 -- on by the job's cost over his weight. A cost is in milliseconds of a worker's time (`gpu_ms`); at the claim it is a
--- guess, and what was charged stands in the record's `charged` until the run's end corrects it: `<cost>`, then ` b` if
--- the job counts among the owner's running ones, then ` u<units>` if so much of his limits was reserved. None: 1 ms.
+-- guess, which the run's end corrects. What was charged stands in the record's `charged`: `<cost>`, then ` b` if the job
+-- counts among the owner's running ones, then ` u<units>` if so much of his limits was reserved. Without it: the least
+-- cost, and what the owner's share asks for. (Of short jobs a field more is what their order may cost. share.lua writes
+-- it for those that run when a share changes.)
 -- `<lane>:aside` keeps tags of owners who are not in the line: they have no work there, or are held.
 -- An owner is held while he has as many jobs running as he may, or has used up a limit that makes his jobs wait: no
 -- claim looks at him. The end of one of his jobs, or the time in `held`, puts him back.
 -- Of all owners of a call together, shares and what they have of them are read once and written once: a command for each
 -- of a hundred owners would cost more than their jobs do.
 local LEAST_COST = 1 -- ms; also that of a job while nothing is known
+local TICKS = 1000 -- of a tag in a ms at weight 1. Tags are whole: to read and write them costs Redis a third of others
 
 local function make_owners()
   local LOOK_AGAIN_MS = 5000 -- at an owner whose jobs' ends were perhaps missed
-  local SPENT_KEPT_MS = 86400000 -- past its time: what a running job uses beyond its guess still counts from there
-  local known, running, changed, owed, ended = {}, {}, {}, {}, {}
+  local NOW_US = NOW * 1000
+  local known, owed, ended = {}, {}, {}
 
-  -- What a text in `shares` allows: {weight, most jobs running, limits that make jobs wait by what they count}. Owners of
-  -- one tier have the same.
-  local NONE, limits_in = {}, {}
+  -- What a text in `shares` allows beside its weight, which comes first: {most jobs running, limits that make jobs wait,
+  -- and which of those by what they count}. Owners of one tier have the same.
+  local NONE, terms_in = {}, {}
   local function terms_of(text)
-    local limits = string.match(text, '"limits":(.*)')
-    local rows = limits and (limits_in[limits] or {}) or NONE
-    if limits and not limits_in[limits] then
-      limits_in[limits] = rows
-      for what, most, window, burst in string.gmatch(limits, '%["([%a_]+)",([^,]+),(%d+),([^,%]]+)%]') do
-        rows[what] = rows[what] or {}
-        append(rows[what], {name = what .. ':' .. window, burst = tonumber(burst), per_unit = window / most})
-      end
+    local terms = {most = tonumber(string.match(text, '"in_progress":(%d+)')), limits = {}, of = {}}
+    for what, most, window, burst in string.gmatch(text, '%["([%a_]+)",([^,]+),(%d+),([^,%]]+)%]') do
+      append(terms.limits, {field = what .. ':' .. window .. ' ', burst = tonumber(burst), per_unit = 1000 * window / most})
+      terms.of[what] = terms.of[what] or {}
+      append(terms.of[what], #terms.limits)
     end
-    return {weight = tonumber(string.match(text, '"weight":([%d.]+)')) or 1,
-      most = tonumber(string.match(text, '"in_progress":(%d+)')), rows = rows, at = {}}
+    terms_in[text] = terms
+    return terms
   end
 
-  -- What owners may have, read once a call. `at` has when a limit will be all free again, by its name, once that was
-  -- looked at.
+  -- What an owner may have, and has: how many jobs run and when each limit will be all free again (microseconds), once
+  -- that was looked at.
+  local function share_in(name, text)
+    local weight, rest = string.match(text, '^{"weight":([^,}]+),?(.*)$')
+    rest = rest or string.sub(text, 2)
+    return {name = name, weight = weight and tonumber(weight) or 1, terms = terms_in[rest] or terms_of(rest), at = false,
+      running = false, changed = false, spent = false}
+  end
+
+  -- What owners may have, read once a call.
   local function read_shares(names)
-    local unknown = {}
-    for _, name in ipairs(names) do
-      if not known[name] then append(unknown, name) end
+    local unknown, n = {}, 0
+    for i = 1, #names do
+      if not known[names[i]] then
+        n = n + 1
+        unknown[n] = names[i]
+      end
     end
-    if #unknown == 0 then return end
-    for i, text in ipairs(redis.call('HMGET', P .. 'shares', unpack(unknown))) do
-      known[unknown[i]] = text and terms_of(text) or {weight = 1, rows = NONE}
-    end
+    if n == 0 then return end
+    local texts = redis.call('HMGET', P .. 'shares', unpack(unknown))
+    for i = 1, n do known[unknown[i]] = share_in(unknown[i], texts[i] or '') end
   end
 
   local function share_of(owner)
@@ -51,42 +61,46 @@ local function make_owners()
     return known[owner]
   end
 
-  local function read_running(names)
-    if #names == 0 then return end
-    for i, n in ipairs(redis.call('HMGET', P .. 'running', unpack(names))) do running[names[i]] = tonumber(n or 0) end
-  end
-
   -- What owners may have, and have of it now.
   local function look_at(names)
     read_shares(names)
-    local uncounted, limited, limits, fields = {}, {}, {}, {}
-    for _, name in ipairs(names) do
-      local share = known[name]
-      if share.most and not running[name] then append(uncounted, name) end
-      for _, rows in pairs(share.rows) do
-        for _, limit in ipairs(share.at[rows[1].name] and NONE or rows) do
-          append(limited, share)
-          append(limits, limit.name)
-          append(fields, name .. ' ' .. limit.name)
+    local shares, fresh, fields, n = {}, {}, {}, 0
+    for i = 1, #names do
+      local share = known[names[i]]
+      shares[i] = share
+      if not share.at then
+        share.at, fresh[#fresh + 1] = {}, share
+        local terms, name = share.terms, names[i]
+        if terms.most then
+          n = n + 1
+          fields[n] = 'running ' .. name
         end
+        for k = 1, #terms.limits do fields[n + k] = terms.limits[k].field .. name end
+        n = n + #terms.limits
       end
     end
-    read_running(uncounted)
-    if #fields > 0 then
-      for i, at in ipairs(redis.call('ZMSCORE', P .. 'spent', unpack(fields))) do limited[i].at[limits[i]] = tonumber(at or 0) end
+    if n == 0 then return shares end
+    local found, i = redis.call('HMGET', P .. 'standing', unpack(fields)), 0
+    for _, share in ipairs(fresh) do
+      if share.terms.most then
+        i = i + 1
+        share.running = tonumber(found[i] or 0)
+      end
+      for k = 1, #share.terms.limits do share.at[k] = tonumber(found[i + k] or 0) end
+      i = i + #share.terms.limits
     end
+    return shares
   end
 
-  -- Those of an owner's limits that a queue's jobs fall under.
+  -- Those of an owner's limits that a queue's jobs fall under: their numbers.
   local counted_in = {}
   local function limits_of(share, q)
-    if share.rows == NONE then return NONE end
     local unit = counted_in[q]
     if not unit then
       unit = string.find(q, '}:q:transcription:', 1, true) and 'audio_seconds' or 'tokens'
       counted_in[q] = unit
     end
-    return share.rows[unit] or NONE
+    return share.terms.of[unit] or NONE
   end
 
   -- Give owners who have work a place: where they stood, but not before the lane's clock.
@@ -101,7 +115,7 @@ local function make_owners()
       else
         local tag = some_aside and redis.call('ZSCORE', q .. lane .. ':aside', owner)
         if tag then redis.call('ZREM', q .. lane .. ':aside', owner) end
-        append(places, math.max(start, tonumber(tag or 0)), owner)
+        append(places, string.format('%d', math.max(start, tonumber(tag or 0))), owner)
       end
     end
     if #places > 0 then redis.call('ZADD', q .. lane .. ':users', 'NX', unpack(places)) end
@@ -121,6 +135,11 @@ local function make_owners()
     end
     forget_tags(q, lane)
   end
+
+  local function ticks_of(cost) return math.floor(cost * TICKS + 0.5) end
+
+  -- How far a job's cost moves an owner's tag on.
+  local function step_of(cost, weight) return math.max(1, ticks_of(cost / weight)) end
 
   local function move_tag(q, lane, owner, by)
     if not redis.call('ZADD', q .. lane .. ':users', 'XX', 'INCR', by, owner) then
@@ -153,105 +172,110 @@ local function make_owners()
     return found
   end
 
-  -- `n` jobs, all alike, are claimed no longer: their owner's tag and counts are put right at the end of what the call does
-  -- now (`settle`). `charged` is nil where nothing stands in their record; `used`: units of each, or nil to keep what was
-  -- reserved.
-  local function put_right(q, owner, charged, cost, used, n)
-    local charge = charge_of(charged or '1')
-    if cost ~= charge.cost then
-      owed[q] = owed[q] or {}
-      owed[q][owner] = (owed[q][owner] or 0) + n * (cost - charge.cost)
-    end
-    if not (charge.bound or charge.units) then return end
-    local mine = ended[owner] or {bound = 0, units = {}}
-    ended[owner] = mine
-    if charge.bound then mine.bound = mine.bound + n end
-    if charge.units and used and used ~= charge.units then
-      mine.units[q] = (mine.units[q] or 0) + n * (used - charge.units)
-    end
+  -- What stands in `charged` of a queue's job that costs so much and has so many units; by what its owner's share asks.
+  local function charged_as(share, q, cost, units)
+    local reserved = limits_of(share, q)[1] and ' u' .. string.format('%d', units) or ''
+    return cost .. (share.terms.most and ' b' or '') .. reserved
   end
 
-  local function names_in(lists)
-    local names = {}
-    for name in pairs(lists) do append(names, name) end
-    return names
+  -- Jobs are claimed no longer: their owner's tag and counts are put right at the end of what the call does now (`settle`).
+  -- `run`: {owner, units: of its ticket, charged: of its record, or false, cost: what it was, used: units, or nil to keep
+  -- what was reserved, n: how many jobs, all alike}.
+  local function put_right(q, run)
+    run.q = q
+    append(ended, run)
   end
 
-  -- Give back what ended jobs had of their owners' bounds; an owner who was held may have room again.
+  -- Give back what ended jobs had of their owner's bounds: whether he had any.
+  local function give_back_bounds(share, run)
+    local charge = run.charged and charge_of(run.charged)
+    local bound, units = share.terms.most, run.units
+    if charge then bound, units = charge.bound, charge.units end
+    if bound then
+      share.running = share.running or tonumber(redis.call('HGET', P .. 'standing', 'running ' .. share.name) or 0)
+      share.running, share.changed = math.max(0, share.running - run.n), true
+    end
+    local limits = limits_of(share, run.q)
+    if not units or not limits[1] then return bound end
+    local by = run.used and run.n * (run.used - units) or 0
+    for _, i in ipairs(by ~= 0 and limits or NONE) do
+      if share.at[i] > 0 then share.at[i], share.spent = share.at[i] + by * share.terms.limits[i].per_unit, true end
+    end
+    return true
+  end
+
+  local function owe(q, owner, by)
+    owed[q] = owed[q] or {}
+    owed[q][owner] = (owed[q][owner] or 0) + by
+  end
+
+  -- An owner who was held may have room again.
   local function settle_bounds()
-    local names, uncounted, limited = names_in(ended), {}, {}
-    for _, name in ipairs(names) do
-      if ended[name].bound > 0 and not running[name] then append(uncounted, name) end
-      if next(ended[name].units) then append(limited, name) end
-    end
-    read_running(uncounted)
-    if #limited > 0 then look_at(limited) end
-    for _, name in ipairs(names) do
-      local share, mine = known[name], ended[name]
-      if mine.bound > 0 then running[name], changed[name] = math.max(0, running[name] - mine.bound), true end
-      for q, units in pairs(mine.units) do
-        for _, limit in ipairs(limits_of(share, q)) do
-          local at = share.at[limit.name]
-          if at > 0 then share.at[limit.name], share.spent = at + units * limit.per_unit, true end
-        end
-      end
-    end
+    local names, runs, bounded = {}, ended, {}
     ended = {}
-    for i, held in ipairs(redis.call('ZMSCORE', P .. 'held', unpack(names))) do
-      if held then unhold(names[i]) end
+    for i, run in ipairs(runs) do names[i] = run.owner end
+    look_at(names)
+    for _, run in ipairs(runs) do
+      local share = known[run.owner]
+      local paid = run.charged and charge_of(run.charged).cost or LEAST_COST
+      if run.cost ~= paid then owe(run.q, run.owner, run.n * (run.cost - paid) / share.weight) end
+      if give_back_bounds(share, run) then append(bounded, run.owner) end
+    end
+    if #bounded == 0 then return end
+    for i, held in ipairs(redis.call('ZMSCORE', P .. 'held', unpack(bounded))) do
+      if held then unhold(bounded[i]) end
     end
   end
 
-  -- Move the tags of those who were charged too much or too little, and settle bounds.
+  -- Settle bounds, and move the tags of those who were charged too much or too little.
   local function settle()
+    if ended[1] then settle_bounds() end
     for q, owners in pairs(owed) do
-      read_shares(names_in(owners))
-      local lanes = {}
       for _, lane in ipairs(LANES) do
-        if redis.call('EXISTS', q .. lane .. ':users', q .. lane .. ':aside') > 0 then append(lanes, lane) end
-      end
-      for owner, by in pairs(owners) do
-        for _, lane in ipairs(lanes) do move_tag(q, lane, owner, by / known[owner].weight) end
+        if redis.call('EXISTS', q .. lane .. ':users', q .. lane .. ':aside') > 0 then
+          for owner, by in pairs(owners) do move_tag(q, lane, owner, ticks_of(by)) end
+        end
       end
       owed[q] = nil
     end
-    if next(ended) then settle_bounds() end
   end
 
-  -- Write what owners have now of their bounds. A limit that has been all free for long leaves nothing behind.
+  -- Write what owners have now of their bounds. What says nothing any more is left to trim.lua.
   local function keep()
-    local some, none, spent = {}, {}, {}
-    for name in pairs(changed) do
-      if running[name] > 0 then append(some, name, string.format('%d', running[name])) else append(none, name) end
-    end
+    local some, n = {}, 0
     for name, share in pairs(known) do
-      for limit, at in pairs(share.spent and share.at or NONE) do append(spent, at, name .. ' ' .. limit) end
+      if share.changed then
+        some[n + 1], some[n + 2] = 'running ' .. name, string.format('%d', share.running)
+        n = n + 2
+      end
+      if share.spent then
+        for i, limit in ipairs(share.terms.limits) do
+          some[n + 1], some[n + 2] = limit.field .. name, string.format('%d', share.at[i])
+          n = n + 2
+        end
+      end
     end
-    if #some > 0 then redis.call('HSET', P .. 'running', unpack(some)) end
-    if #none > 0 then redis.call('HDEL', P .. 'running', unpack(none)) end
-    if #spent > 0 then
-      redis.call('ZADD', P .. 'spent', unpack(spent))
-      redis.call('ZREMRANGEBYSCORE', P .. 'spent', '-inf', NOW - SPENT_KEPT_MS)
-    end
+    if n > 0 then redis.call('HSET', P .. 'standing', unpack(some)) end
   end
 
   -- How many jobs more, of so many units each, an owner (of claiming.lua) may have now. If none, he leaves the line until
   -- `held_until` or the end of one of his jobs. One that is larger than a whole limit is run when nothing of that is used.
   local function room_for(owner, units)
     local share, room = owner.share, math.huge
-    if share.most then
-      room = share.most - running[owner.name]
+    if share.terms.most then
+      room = share.terms.most - share.running
       if room < 1 then
         owner.held_until = NOW + LOOK_AGAIN_MS
         return 0
       end
     end
-    for _, limit in ipairs(owner.limits) do
-      local ready_at = math.max(NOW, share.at[limit.name]) - math.max(0, limit.burst - units) * limit.per_unit
-      if ready_at > NOW + 0.001 then -- what rounding adds up to is not over
-        owner.held_until, room = math.max(owner.held_until or 0, math.ceil(ready_at)), 0
+    for _, i in ipairs(owner.limits) do
+      local limit = share.terms.limits[i]
+      local ready_at = math.max(NOW_US, share.at[i]) - math.max(0, limit.burst - units) * limit.per_unit
+      if ready_at > NOW_US + 1 then -- what rounding adds up to is not over
+        owner.held_until, room = math.max(owner.held_until or 0, math.ceil(ready_at / 1000)), 0
       elseif units > 0 then
-        room = math.min(room, math.floor((NOW - ready_at) / (units * limit.per_unit) + 0.001) + 1)
+        room = math.min(room, math.floor((NOW_US - ready_at) / (units * limit.per_unit) + 0.001) + 1)
       end
     end
     return room
@@ -261,16 +285,17 @@ local function make_owners()
   local function take_room(owner)
     local share, took = owner.share, owner.took
     if took == 0 then return end
-    if share.most then running[owner.name], changed[owner.name] = running[owner.name] + took, true end
-    for _, limit in ipairs(owner.limits) do
-      share.at[limit.name], share.spent = math.max(NOW, share.at[limit.name]) + took * owner.units * limit.per_unit, true
+    if share.terms.most then share.running, share.changed = share.running + took, true end
+    for _, i in ipairs(owner.limits) do
+      share.at[i], share.spent = math.max(NOW_US, share.at[i]) + took * owner.units * share.terms.limits[i].per_unit, true
     end
     owner.took = 0
   end
 
   return {LOOK_AGAIN_MS = LOOK_AGAIN_MS, share_of = share_of, look_at = look_at, limits_of = limits_of, line_up = line_up,
     forget_tags = forget_tags, step_aside = step_aside, move_tag = move_tag, unhold = unhold, charge_of = charge_of,
-    put_right = put_right, settle = settle, keep = keep, room_for = room_for, take_room = take_room}
+    charged_as = charged_as, step_of = step_of, put_right = put_right, settle = settle, keep = keep, room_for = room_for,
+    take_room = take_room}
 end
 
 -- Made when first needed: most calls need nothing of it, and to make it costs as much as ten looks at Redis.

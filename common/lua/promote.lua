@@ -4,33 +4,30 @@
 -- returns {jobs moved, milliseconds until the next is due or to be looked at (-1: none)}
 -- atomic because a due job must be moved once, however many schedulers look.
 -- include job.lua
+-- include paid.lua
 -- Count anew what bounded owners have running: jobs that a worker has, and those that were given back and go first.
 -- What ended without a word (Redis lost data) counts no more. Once in a while: it looks at all of them.
 local function count_running()
   if not redis.call('SET', P .. 'running:counted', NOW_TEXT, 'NX', 'PX', owners().LOOK_AGAIN_MS) then return end
   local counts = {}
-  local function add(id)
-    local job = redis.call('HMGET', P .. 'job:' .. id, 'ticket', 'charged')
-    if not (job[2] and owners().charge_of(job[2]).bound) then return end
-    local user = look_at_ticket(job[1]).user
-    counts[user] = (counts[user] or 0) + 1
+  each_paid(function(_, _, ticket, charged)
+    local user, bound = ticket.user, nil
+    if charged then bound = owners().charge_of(charged).bound else bound = owners().share_of(user).terms.most end
+    if bound then counts[user] = (counts[user] or 0) + 1 end
+  end)
+  for _, field in ipairs(redis.call('HKEYS', P .. 'standing')) do
+    local user = string.match(field, '^running (.*)')
+    if user and not counts[user] then redis.call('HDEL', P .. 'standing', field) end
   end
-  for _, queue in ipairs(redis.call('SMEMBERS', P .. 'queues')) do
-    for _, held in ipairs(redis.call('ZRANGE', at(queue) .. 'leases', 0, -1)) do add((of_lease(held))) end
-    for _, lane in ipairs(LANES) do
-      for _, id in ipairs(redis.call('LRANGE', at(queue) .. lane .. ':returned', 0, -1)) do add(id) end
-    end
-  end
-  redis.call('DEL', P .. 'running')
-  for user, n in pairs(counts) do redis.call('HSET', P .. 'running', user, n) end
+  for user, n in pairs(counts) do redis.call('HSET', P .. 'standing', 'running ' .. user, n) end
 end
 
 -- Owners whose time to be looked at has come. One whose jobs' ends were missed (Redis lost data) gets his room back.
 local function look_at_held(most)
   for _, owner in ipairs(redis.call('ZRANGEBYSCORE', P .. 'held', '-inf', NOW, 'LIMIT', 0, most)) do
-    local limit = owners().share_of(owner).most
+    local limit = owners().share_of(owner).terms.most
     if limit then count_running() end
-    if limit and tonumber(redis.call('HGET', P .. 'running', owner) or 0) >= limit then
+    if limit and tonumber(redis.call('HGET', P .. 'standing', 'running ' .. owner) or 0) >= limit then
       redis.call('ZADD', P .. 'held', NOW + owners().LOOK_AGAIN_MS, owner)
     else
       owners().unhold(owner)

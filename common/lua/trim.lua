@@ -6,7 +6,19 @@
 -- atomic because an entry must go only if its record is gone at that moment.
 -- include job.lua
 even_when_full()
+local SPENT_KEPT_MS = 86400000 -- past its time: what a running job uses beyond its guess still counts from there
+
+-- An owner of whom nothing runs, or a limit that has been all free for long, leaves nothing behind.
+local function forget_standing()
+  local standing = redis.call('HGETALL', P .. 'standing')
+  for i = 1, #standing, 2 do
+    local kept_until = string.sub(standing[i], 1, 8) == 'running ' and 1 or (NOW - SPENT_KEPT_MS) * 1000
+    if tonumber(standing[i + 1]) < kept_until then redis.call('HDEL', P .. 'standing', standing[i]) end
+  end
+end
+
 if ARGV[2] == '-' then
+  forget_standing()
   for _, news in ipairs({'events', 'ticks'}) do redis.call('XTRIM', P .. news, 'MINID', NOW - ARGV[3]) end
 end
 local entries = redis.call('XRANGE', P .. 'index', ARGV[2], NOW - ARGV[3], 'COUNT', ARGV[1])

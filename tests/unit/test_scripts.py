@@ -24,6 +24,7 @@ INCLUDED = (
     "pace",
     "lanes",
     "conversation",
+    "paid",
 )
 NAMES = sorted(path.stem for path in scripts.FOLDER.glob("*.lua") if path.stem not in INCLUDED)
 

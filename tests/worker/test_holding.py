@@ -49,9 +49,9 @@ async def test_jobs_are_claimed_in_chunks_of_a_third_of_the_slots(place: Place) 
     await until(lambda: hasattr(worker, "queue"), "the worker has a queue")
     claim = worker.queue.claim
 
-    async def noted(queue: str, name: str, count: int, request: int) -> Any:
+    async def noted(queue: str, name: str, count: int, request: int, most: int) -> Any:
         wants.append(count)
-        return await claim(queue, name, count, request)
+        return await claim(queue, name, count, request, most)
 
     worker.queue.claim = noted  # type: ignore[method-assign, assignment]
     await place.ends(jobs)
