@@ -530,6 +530,7 @@ async def test_what_a_job_used_beyond_its_guess_counts_though_its_guess_is_free_
     now_s, _ = await world.redis.time()
     before = (now_s - 5) * 1_000_000  # it has run for some seconds
     await world.redis.hset(f"{world.prefix}standing", "tokens:1000 ada", before)  # type: ignore[misc]
+    await world.queue.trim(world.prefix)
     assert users(await world.claim(1)) == "b"
     await world.commit(ended(ada, 5, 2000))
     assert users(await world.claim(3)) == "b"

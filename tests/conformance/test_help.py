@@ -7,6 +7,8 @@ import asyncio
 import pytest
 
 from common.jobs import ClaimedJob, JobResult
+from common.limits import Policy
+from common.policies import Policies
 from common.queue import Outcome
 from common.scripts import execute
 from tests.conformance.world import QUEUE, World
@@ -92,6 +94,22 @@ async def test_an_answer_that_was_begun_is_left_to_the_model_that_began_it(world
     assert sorted(job.id for job in await world.claim(10, "local")) == sorted([begun.id, failed.id])
     assert await world.depth() == 0
     assert len(ids) == 4
+
+
+async def test_a_begun_answer_that_a_helper_leaves_counts_for_nothing_of_its_owners_bound(world: World) -> None:
+    await Policies(world.redis, world.settings).set_share("ada", Policy.parse(["in_progress=2"]))
+    await world.submit_many(4, user="ada")
+    begun, other = await world.claim(2, "local")
+    await world.emit(begun, "one ")
+    await world.fail(begun, retryable=True)
+    await world.promote(begun.id)
+    await world.complete(other)
+    jobs = [*await help_out(world), *await world.claim(10, "local")]
+    assert [job.id for job in jobs if job.id == begun.id] == [begun.id]
+    assert len(jobs) == 3
+    await world.complete(next(job for job in jobs if job.id == begun.id))
+    running = await world.redis.hget(f"{world.prefix}standing", "running ada")  # type: ignore[misc]
+    assert int(running) == 2  # his others
 
 
 async def test_a_worker_that_fell_silent_counts_no_longer_and_one_that_came_back_does(world: World) -> None:

@@ -84,7 +84,8 @@ class Job:
     outlived: bool = False
     talks: bool = False
     held_back: bool = False  # it waits for its turn
-    was_given_back: bool = False  # it counts as running until it does again
+    was_given_back: bool = False  # it goes before others, paid for
+    counted: bool = False  # among its owner's running ones, also while it was given back
     parked: bool = False
     final: dict[str, str] | None = None
 
@@ -137,6 +138,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.endpoint = self.wait_for(Endpoints(self.world.redis, made).create(eves, "eve"))
         policies = Policies(self.world.redis, made)
         self.wait_for(policies.set_share("ada", Policy.parse([WEIGHT])))
+        self.most: int | None = MOST_RUNNING
         self.wait_for(policies.set_share("bob", Policy.parse([f"in_progress={MOST_RUNNING}"])))
         for user in ("ada", "bob"):
             self.submit(user, "normal", False, 3, 2)
@@ -234,12 +236,20 @@ class QueueMachine(RuleBasedStateMachine):
         """
         ready = [job for job in self.of(State.QUEUED) if not job.outlived]
         bobs = [job for job in ready if job.user == "bob" and not job.was_given_back]
-        return [job for job in ready if job not in bobs] + bobs[: max(0, MOST_RUNNING - self.running_of_bob() + freed)]
+        most = len(bobs) if self.most is None else max(0, self.most - self.running_of_bob() + freed)
+        return [job for job in ready if job not in bobs] + bobs[:most]
 
     def running_of_bob(self) -> int:
         """How many jobs of bob's count as running."""
-        bobs = [job for job in self.jobs.values() if job.user == "bob"]
-        return sum(job.state == State.IN_PROGRESS or (job.state == State.QUEUED and job.was_given_back) for job in bobs)
+        paid = [job for job in self.jobs.values() if job.user == "bob" and job.counted]
+        return sum(job.state == State.IN_PROGRESS or (job.state == State.QUEUED and job.was_given_back) for job in paid)
+
+    @rule(most=st.sampled_from([2, 3, 4, None]))
+    def bound_bob(self, most: int | None) -> None:
+        """An admin changes how many of bob's jobs may run; those that run count as they did."""
+        self.most = most
+        limits = [] if most is None else [f"in_progress={most}"]
+        self.wait_for(Policies(self.world.redis, self.world.settings).set_share("bob", Policy.parse(limits)))
 
     @rule(user=users, number=st.integers(0, 2), fingerprint=st.sampled_from(["a", "b"]))
     def submit_with_key(self, user: str, number: int, fingerprint: str) -> None:
@@ -265,7 +275,7 @@ class QueueMachine(RuleBasedStateMachine):
         """A worker gets what it asked for, or all there is; asked again, the same."""
         ready = [job for job in self.of(State.QUEUED) if not job.outlived]
         least, turn = len(self.may_run()), self.whose_turn_may_come()
-        freed = [job for job in self.of(State.QUEUED) if job.outlived and job.user == "bob" and job.was_given_back]
+        freed = [job for job in self.of(State.QUEUED) if job.outlived and job.was_given_back and job.counted]
         most = len(self.may_run(len(freed))) + len(turn)
         request = self.requests[worker] = self.requests.get(worker, 0) + 1
         claimed = self.wait_for(self.world.queue.claim(QUEUE, worker, count, request))
@@ -277,6 +287,8 @@ class QueueMachine(RuleBasedStateMachine):
         assert {one.id for one in claimed} <= {job.id for job in ready + turn}
         for one in claimed:
             job = self.jobs[one.id]
+            if not job.was_given_back:
+                job.counted = job.user == "bob" and self.most is not None
             job.state, job.claims, job.was_given_back = State.IN_PROGRESS, job.claims + 1, False
             job.held_back = False
             assert (one.claims, one.user, one.lane) == (job.claims, job.user, job.lane)
@@ -581,12 +593,13 @@ class QueueMachine(RuleBasedStateMachine):
             return
         plain, prefix = self.plain, self.world.prefix
         running = self.running_of_bob()
-        assert running <= MOST_RUNNING
-        counted: Any = plain.hget(f"{prefix}running", "bob")
+        assert running <= 4
+        counted: Any = plain.hget(f"{prefix}standing", "running bob")
         assert int(counted or 0) == running
         assert plain.exists(f"{prefix}held:bob") == plain.zcard(f"{prefix}held")
         if plain.exists(f"{prefix}held"):
-            assert running == MOST_RUNNING
+            assert self.most is not None
+            assert running >= self.most
         unfinished = [job.id[6:] for job in self.jobs.values() if job.talks and job.state not in TERMINAL]
         assert plain.lrange(f"{prefix}conversation:eve:{TALK.key}", 0, -1) == unfinished
 

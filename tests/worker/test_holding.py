@@ -136,6 +136,22 @@ async def test_jobs_that_end_together_are_followed_by_jobs_that_begin_together(p
     assert passes == [10, 10, 10, 10]
 
 
+async def test_turns_of_short_jobs_take_no_more_than_there_is_room_for(place: Place) -> None:
+    gate = Gate()
+    meta = {"pace:jobs": 100, "pace:units": 0, "pace:gpu": 1, "stretch": 100_000}  # short ones, and always some
+    await place.queue.redis.hset(f"{place.queue.keys.queue(QUEUE)}meta", mapping=meta)  # type: ignore[misc]
+    for n in range(200):
+        await place.submit(user=f"user-{n % 2}")
+    await place.worker(gate.function, max_jobs=50)
+    await until(lambda: gate.now >= 50, "all slots are in use")
+    await asyncio.sleep(0.2)  # time in which a fault would show
+    assert gate.most == 50
+    assert await place.leases() == 50
+    gate.open.set()
+    await until(lambda: len(gate.started) == 200, "the rest")
+    assert gate.most == 50
+
+
 async def test_a_job_whose_workers_died_runs_alone_before_it_is_parked(place: Place) -> None:
     beside: dict[str, int] = {}
     now = 0
