@@ -265,9 +265,7 @@ class Queue:
         flat = await scripts.run(self.redis, "help", *head, int(after_s * 1000), *before)
         return _claimed_jobs(flat, queue)
 
-    def _claim(
-        self, queue: str, worker: str, count: int, request: int, most: int | None = None
-    ) -> tuple[Any, ...]:
+    def _claim(self, queue: str, worker: str, count: int, request: int, most: int | None = None) -> tuple[Any, ...]:
         settings = self.settings
         times = int(settings.lease_s * 1000), self._retention_ms
         limits = settings.events_kept, settings.max_deaths

@@ -8,7 +8,7 @@ local PER_UNIT, PER_JOB = 0, 0 -- ms that the queue's jobs have cost of late
 -- Where jobs are known to cost no more than LEAST_COST, to look at one owner more costs as much as a job does: some go in
 -- a row of each. The longer there was always work, the more: one of who has the mean weight for so many jobs that were
 -- started since, so that what he is ahead of his part stays small beside it; of nobody more than the most.
-local STARTED_FOR_ONE, SHORT_IN_A_TURN, MOST_IN_A_TURN = 250, 24, 48
+local STARTED_FOR_ONE, SHORT_IN_A_TURN, MOST_IN_A_TURN = 250, 32, 64
 local in_a_turn = 1
 local q = at(queue)
 local JOB, ID = P .. 'job:', id_of('')

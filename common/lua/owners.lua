@@ -61,6 +61,17 @@ local function make_owners()
     return known[owner]
   end
 
+  local function standing_of(fields, n)
+    if n <= 4000 then return redis.call('HMGET', P .. 'standing', unpack(fields)) end
+    local found = {}
+    for first = 1, n, 4000 do -- Lua cannot unpack more than about 8,000 values
+      for _, has in ipairs(redis.call('HMGET', P .. 'standing', unpack(fields, first, math.min(first + 3999, n)))) do
+        found[#found + 1] = has
+      end
+    end
+    return found
+  end
+
   -- What owners may have, and have of it now.
   local function look_at(names)
     read_shares(names)
@@ -80,7 +91,7 @@ local function make_owners()
       end
     end
     if n == 0 then return shares end
-    local found, i = redis.call('HMGET', P .. 'standing', unpack(fields)), 0
+    local found, i = standing_of(fields, n), 0
     for _, share in ipairs(fresh) do
       if share.terms.most then
         i = i + 1
@@ -250,12 +261,12 @@ local function make_owners()
       end
       if share.spent then
         for i, limit in ipairs(share.terms.limits) do
-          some[n + 1], some[n + 2] = limit.field .. name, string.format('%d', share.at[i])
+          some[n + 1], some[n + 2] = limit.field .. name, string.format('%d', math.ceil(share.at[i]))
           n = n + 2
         end
       end
     end
-    if n > 0 then redis.call('HSET', P .. 'standing', unpack(some)) end
+    for first = 1, n, 4000 do redis.call('HSET', P .. 'standing', unpack(some, first, math.min(first + 3999, n))) end
   end
 
   -- How many jobs more, of so many units each, an owner (of claiming.lua) may have now. If none, he leaves the line until
@@ -272,7 +283,7 @@ local function make_owners()
     for _, i in ipairs(owner.limits) do
       local limit = share.terms.limits[i]
       local ready_at = math.max(NOW_US, share.at[i]) - math.max(0, limit.burst - units) * limit.per_unit
-      if ready_at > NOW_US + 1 then -- what rounding adds up to is not over
+      if ready_at > NOW_US + 100 then -- what rounding adds up to is not over
         owner.held_until, room = math.max(owner.held_until or 0, math.ceil(ready_at / 1000)), 0
       elseif units > 0 then
         room = math.min(room, math.floor((NOW_US - ready_at) / (units * limit.per_unit) + 0.001) + 1)
