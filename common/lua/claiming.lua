@@ -2,7 +2,7 @@
 -- include lanes.lua
 local queue, worker, request, want = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local RETENTION_MS, MAX_DEATHS = ARGV[6], tonumber(ARGV[8])
-local spare = ARGV[9] - want -- jobs that may be taken beyond those wanted, so that a turn is not cut short
+local spare = math.max(0, ARGV[9] - want) -- jobs that may be taken beyond those wanted, so that a turn is not cut short
 local DEADLINE = string.format('%d', NOW + ARGV[5])
 local PER_UNIT, PER_JOB = 0, 0 -- ms that the queue's jobs have cost of late
 -- Where jobs are known to cost no more than LEAST_COST, to look at one owner more costs as much as a job does: some go in
@@ -60,8 +60,9 @@ local function size_up(owner, units)
   local cost = LEAST_COST
   if PER_JOB > 0 then cost = math.max(cost, units > 0 and PER_UNIT > 0 and units * PER_UNIT or PER_JOB) end
   if owner.bounded then owners().take_room(owner) end -- of those before, which were of another size
-  owner.units, owner.each = units, owners().step_of(cost, owner.weight)
-  owner.charged = cost ~= LEAST_COST and owners().charged_as(owners().share_of(owner.name), q, cost, units)
+  owner.units, owner.each = units, step_of(cost, owner.weight)
+  local share = owner.share
+  owner.charged = cost ~= LEAST_COST and (share and owners().charged_as(share, q, cost, units) or tostring(cost))
   if owner.bounded then owner.room = owners().room_for(owner, units) end
 end
 
@@ -120,12 +121,13 @@ local function take_returned(lane, k)
 end
 
 -- The first n owners of a lane by their tags, of whose jobs k are wanted: {names, tags, shares, jobs in a turn of a weight
--- of 1, jobs to expect of one}. Each has at least one job, or is held.
+-- of 1, jobs to expect of one}; nil if there are none. Each has at least one job, or is held.
 local function first_owners(lane, k, n)
   local found = redis.call('ZRANGE', q .. lane .. ':users', 0, n - 1, 'WITHSCORES')
+  if #found == 0 then return nil end
   local names, tags, shares, weights, largest = {}, {}, false, #found / 2, 1
   for i = 1, #found / 2 do names[i], tags[i] = found[2 * i - 1], tonumber(found[2 * i]) end
-  if #names > 0 and redis.call('EXISTS', P .. 'shares') == 1 then
+  if redis.call('EXISTS', P .. 'shares') == 1 then
     shares = owners().look_at(names)
     weights = 0
     for i = 1, #names do
@@ -274,7 +276,7 @@ local function take_users(lane, k, clocks, working)
   if in_a_turn > 1 then n = math.min(n, 2 + math.ceil(k / in_a_turn)) end -- as many as are likely to be needed
   while got < k and budget > 0 do
     local line = first_owners(lane, k - got, n)
-    if #line.names == 0 then break end
+    if not line then break end
     local more, clock, some = serve(lane, line, k - got)
     got, n = got + more, math.min(k, 1000)
     clocks[lane] = math.max(clocks[lane], clock or 0)
@@ -378,6 +380,7 @@ local function claim()
   if #lanes == 0 and #writes == 0 then return end
   even_when_full()
   local found, contended = lanes, tonumber(meta[15] or 0)
+  if #lanes > 1 then spare = 0 end -- each gets its portion
   while got < want and budget > 0 and #lanes > 0 do
     local portion, more = portions(lanes, credit, want - got, contended + got), {}
     for _, lane in ipairs(lanes) do

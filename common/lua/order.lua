@@ -42,7 +42,7 @@ local function next_of(lane, lines, working, cost_of)
   local id = user.ids[user.at]
   local units = units_of(id)
   local before = user.tag
-  user.at, user.tag = user.at + 1, before + owners().step_of(cost_of(units), owners().share_of(user.name).weight)
+  user.at, user.tag = user.at + 1, before + step_of(cost_of(units), owners().share_of(user.name).weight)
   for _, other in ipairs(#working > 1 and working or {}) do
     for _, same in ipairs(other ~= lane and lines[other].users or {}) do
       if same.name == user.name then same.tag = same.tag + (user.tag - before) end

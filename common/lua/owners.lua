@@ -14,6 +14,9 @@
 local LEAST_COST = 1 -- ms; also that of a job while nothing is known
 local TICKS = 1000 -- of a tag in a ms at weight 1. Tags are whole: to read and write them costs Redis a third of others
 
+-- How far a job's cost moves its owner's tag on.
+local function step_of(cost, weight) return math.max(1, math.floor(cost / weight * TICKS + 0.5)) end
+
 local function make_owners()
   local LOOK_AGAIN_MS = 5000 -- at an owner whose jobs' ends were perhaps missed
   local NOW_US = NOW * 1000
@@ -147,11 +150,6 @@ local function make_owners()
     forget_tags(q, lane)
   end
 
-  local function ticks_of(cost) return math.floor(cost * TICKS + 0.5) end
-
-  -- How far a job's cost moves an owner's tag on.
-  local function step_of(cost, weight) return math.max(1, ticks_of(cost / weight)) end
-
   local function move_tag(q, lane, owner, by)
     if not redis.call('ZADD', q .. lane .. ':users', 'XX', 'INCR', by, owner) then
       redis.call('ZADD', q .. lane .. ':aside', 'XX', 'INCR', by, owner)
@@ -244,7 +242,7 @@ local function make_owners()
     for q, owners in pairs(owed) do
       for _, lane in ipairs(LANES) do
         if redis.call('EXISTS', q .. lane .. ':users', q .. lane .. ':aside') > 0 then
-          for owner, by in pairs(owners) do move_tag(q, lane, owner, ticks_of(by)) end
+          for owner, by in pairs(owners) do move_tag(q, lane, owner, math.floor(by * TICKS + 0.5)) end
         end
       end
       owed[q] = nil
@@ -305,7 +303,7 @@ local function make_owners()
 
   return {LOOK_AGAIN_MS = LOOK_AGAIN_MS, share_of = share_of, look_at = look_at, limits_of = limits_of, line_up = line_up,
     forget_tags = forget_tags, step_aside = step_aside, move_tag = move_tag, unhold = unhold, charge_of = charge_of,
-    charged_as = charged_as, step_of = step_of, put_right = put_right, settle = settle, keep = keep, room_for = room_for,
+    charged_as = charged_as, put_right = put_right, settle = settle, keep = keep, room_for = room_for,
     take_room = take_room}
 end
 

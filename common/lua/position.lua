@@ -65,14 +65,14 @@ local function in_lane(lane, me, id, cost, time)
   local units = units_of_some(redis.call('LRANGE', key, 0, 31), others)
   local own, mine = own_before(stream_of(q, lane, me), id)
   units = units + units_of_some(mine, own)
-  local step = owners().step_of(cost, owners().share_of(me).weight)
+  local step = step_of(cost, owners().share_of(me).weight)
   local users = redis.call('ZRANGE', q .. lane .. ':users', 0, USERS_SEEN - 1, 'WITHSCORES')
   local met = 0
   for i = 1, #users, 2 do
     local user, theirs = users[i], tonumber(users[i + 1])
     if user ~= me then
       met = met + 1
-      local exact = (time + own * step - theirs) / owners().step_of(cost, owners().share_of(user).weight)
+      local exact = (time + own * step - theirs) / step_of(cost, owners().share_of(user).weight)
       local turns = math.ceil(exact)
       if turns == exact and user < me then turns = turns + 1 end -- at the same time the name decides
       if turns > 0 then
@@ -141,7 +141,7 @@ end
 -- 1 if a user stands behind the lane's first by a job of his or more.
 local function is_behind(lane, user, cost, meta)
   local first = tonumber(redis.call('ZRANGE', q .. lane .. ':users', 0, 0, 'WITHSCORES')[2] or 0)
-  return tag_of(lane, user, meta) >= first + owners().step_of(cost, owners().share_of(user).weight) and 1 or 0
+  return tag_of(lane, user, meta) >= first + step_of(cost, owners().share_of(user).weight) and 1 or 0
 end
 
 -- An estimate of what `order_until` returns, by what jobs cost on average, and `is_behind`.

@@ -254,8 +254,10 @@ async def test_a_turn_of_short_jobs_is_not_cut_while_the_worker_has_room(world: 
     await world.submit_many(30, user="bob")
     assert await claim(2, 3, 20) == "b" * 8
     assert await claim(3, 3, 5) == "a" * 5  # no more than there is room for
+    await world.submit_many(30, user="cy", priority="high")
+    assert len(await claim(4, 10, 50)) == 10  # nor more than a lane's portion
     await started(world, 0)
-    assert await claim(4, 3, 20) == "aba"
+    assert len(await claim(5, 3, 20)) == 3
 
 
 async def test_ten_weights_get_their_parts_of_short_jobs_within_five_percent(

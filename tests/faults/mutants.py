@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "weights count for nothing",
         "common/lua/claiming.lua",
-        "owners().step_of(cost, owner.weight)",
-        "owners().step_of(cost, 1)",
+        "step_of(cost, owner.weight)",
+        "step_of(cost, 1)",
         f"{PLAN}::test_two_who_always_wait_differ_by_one_job_of_each_over_any_interval",
     ),
     Mutant(
@@ -875,7 +875,7 @@ MUTANTS = (
     Mutant(
         "a place forgets weights",
         "common/lua/order.lua",
-        "owners().step_of(cost_of(units), owners().share_of(user.name).weight)",
+        "step_of(cost_of(units), owners().share_of(user.name).weight)",
         "cost_of(units)",
         f"{WAITING}::test_jobs_start_in_the_order_of_their_positions",
     ),
