@@ -62,9 +62,9 @@ The scripts get the shard's prefix as KEYS[1] and append the same suffixes; this
     P endpoint:<id>         string  a standing endpoint (JSON), on the shard of its user
     P endpoints             zset    endpoint -> when it was made (ms)
     P endpoints:<user>      set     the user's endpoints
-    Q meta                  hash    depth, clock and credit of each lane; rate; how long jobs run and
-                                    what that costs (`pace.lua`, `committing.lua`)
-    Q <lane>:users          zset    owner -> virtual time (ms over weight); with waiting work, not held
+    Q meta                  hash    depth, clock and credit of each lane; rate; jobs started since the queue was empty
+                                    (`stretch`); how long jobs run and what that costs (`pace.lua`, `committing.lua`)
+    Q <lane>:users          zset    owner -> virtual time (microseconds over weight); with waiting work, not held
     Q <lane>:aside          zset    the same of others, while it is ahead of the lane's clock
     Q <lane>:returned       list    ids given back by dead or draining workers, oldest first
     Q <lane>:u:<user>       stream  the user's waiting jobs, oldest first
