@@ -73,8 +73,8 @@ local function note_run(charged, gpu_ms, usage)
   if some_bounded == nil then some_bounded = redis.call('EXISTS', P .. 'standing') == 1 end
   if not (charged or some_bounded) and gpu_ms <= LEAST_COST then return end
   local cost, alike = gpu_ms > LEAST_COST and gpu_ms or LEAST_COST, ticket.run
-  if alike and alike.charged == charged and alike.cost == cost and alike.used == used then
-    alike.n = alike.n + 1
+  if alike and alike.charged == charged and alike.cost == cost then
+    alike.n, alike.used = alike.n + 1, alike.used + used
   else
     ticket.run = {owner = ticket.user, units = ticket.units, charged = charged, cost = cost, used = used, n = 1}
     append(runs, ticket.run)

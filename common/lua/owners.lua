@@ -26,7 +26,7 @@ local function make_owners()
   -- and which of those by what they count}. Owners of one tier have the same.
   local NONE, terms_in = {}, {}
   local function terms_of(text)
-    local terms = {most = tonumber(string.match(text, '"in_progress":(%d+)')), limits = {}, of = {}}
+    local terms = {most = tonumber(string.match(text, '^"in_progress":(%d+)')), limits = {}, of = {}}
     for what, most, window, burst in string.gmatch(text, '%["([%a_]+)",([^,]+),(%d+),([^,%]]+)%]') do
       append(terms.limits, {field = what .. ':' .. window .. ' ', burst = tonumber(burst), per_unit = 1000 * window / most})
       terms.of[what] = terms.of[what] or {}
@@ -188,8 +188,8 @@ local function make_owners()
   end
 
   -- Jobs are claimed no longer: their owner's tag and counts are put right at the end of what the call does now (`settle`).
-  -- `run`: {owner, units: of its ticket, charged: of its record, or false, cost: what it was, used: units, or nil to keep
-  -- what was reserved, n: how many jobs, all alike}.
+  -- `run`: {owner, n: how many jobs, units: of their ticket, charged: of their records, or false, cost: what each was,
+  -- used: units, of all together, or nil to keep what was reserved}.
   local function put_right(q, run)
     run.q = q
     append(ended, run)
@@ -206,7 +206,7 @@ local function make_owners()
     end
     local limits = limits_of(share, run.q)
     if not units or not limits[1] then return bound end
-    local by = run.used and run.n * (run.used - units) or 0
+    local by = run.used and run.used - run.n * units or 0
     for _, i in ipairs(by ~= 0 and limits or NONE) do
       if share.at[i] > 0 then share.at[i], share.spent = share.at[i] + by * share.terms.limits[i].per_unit, true end
     end

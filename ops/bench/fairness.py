@@ -4,7 +4,7 @@ flood: one user has 100,000 jobs waiting, another submits one, 200 times: how ma
 shares: ten users with weights 1 to 10 and endless work of sizes 1 to 100 on two queues: what each got of 2,000 jobs.
 claim: what a claim costs Redis with 10 and with 10,000 users waiting.
 cost: no-op jobs a second of many owners with weights, then also with bounds and limits, beside one user without any,
-and beside the same jobs of ten keys in one line without limits.
+and beside the same jobs of the same keys in one line without limits.
 """
 
 from __future__ import annotations
@@ -52,16 +52,19 @@ class Callers(NamedTuple):
     limits: tuple[str, ...] = ()
 
 
-OFF, ONE_LINE = "one user without any", "10 keys of one owner, no limits"
+OFF = "one user without any"
+ONE_LINE = {keys: f"{keys} keys of one owner, no limits" for keys in (10, 100)}
+ON = {
+    "requests": ("10 owners, weights, requests", Callers(10, 10, TIER)),
+    "in_progress": ("10 owners, also in_progress", Callers(10, 10, BOUND)),
+    "wait": ("10 owners, also tokens,wait", Callers(10, 10, ALL)),
+    "100_owners": ("100 owners, all that", Callers(100, 100, ALL)),
+}
 LEVELS = {
     OFF: Callers(0, 0),
-    ONE_LINE: Callers(10, 1),
-    "10 owners, weights, requests": Callers(10, 10, TIER),
-    "10 owners, also in_progress": Callers(10, 10, BOUND),
-    "10 owners, also tokens,wait": Callers(10, 10, ALL),
-    "100 owners, all that": Callers(100, 100, ALL),
+    **{name: Callers(keys, 1) for keys, name in ONE_LINE.items()},
+    **dict(ON.values()),
 }
-NAMES = ("requests", "in_progress", "wait", "100_owners")
 #: The same with jobs that last so long: 100 slots can do 10,000 of them a second.
 SHORT_MS = 10
 SHORT = {
@@ -250,11 +253,10 @@ def _costs(count: int, rounds: int) -> tuple[dict[str, dict[str, float]], dict[s
                 row[name] = {"jobs_s": uvloop.run(_throughput(workers, count, callers, ms))}
         print(f"round {number + 1}: " + ", ".join(f"{name} {one['jobs_s']:.0f}/s" for name, one in row.items()))
         found.append(row)
-    on, (short_off, short_on) = [name for name in LEVELS if name not in (OFF, ONE_LINE)], SHORT
-    ratios: dict[str, float | None] = {}
-    for suffix, beside in (("", OFF), ("_beside_keys", ONE_LINE)):
-        for called, name in zip(NAMES, on, strict=True):
-            ratios[f"noop_{called}{suffix}"] = figures.ratio(found, name, "jobs_s", [beside])
+    short_off, short_on = SHORT
+    ratios = {f"noop_{called}": figures.ratio(found, name, "jobs_s", [OFF]) for called, (name, _) in ON.items()}
+    for called, (name, callers) in ON.items():
+        ratios[f"noop_{called}_beside_keys"] = figures.ratio(found, name, "jobs_s", [ONE_LINE[callers.keys]])
     ratios[f"{SHORT_MS}ms_100_owners"] = figures.ratio(found, short_on, "jobs_s", [short_off])
     medians = figures.medians(found)
     return {name: medians[name] for name, *_ in kinds}, ratios
