@@ -111,6 +111,13 @@ MUTANTS = (
         f"{FAIR}::test_a_turn_of_short_jobs_is_not_cut_while_the_worker_has_room",
     ),
     Mutant(
+        "a turn of short jobs goes on beyond its lane's portion",
+        "common/lua/claiming.lua",
+        "if #lanes > 1 then spare = 0 end",
+        "if #lanes > 1 then spare = spare end",
+        f"{FAIR}::test_a_turn_of_short_jobs_is_not_cut_while_the_worker_has_room",
+    ),
+    Mutant(
         "a worker says that all its slots are free",
         "workers/worker.py",
         "await self._claim(want, self._room())",
