@@ -429,6 +429,24 @@ async def test_a_job_that_was_given_back_and_is_cancelled_counts_no_more(
     assert len(await world.claim(9)) == 1
 
 
+async def test_a_claim_that_only_ends_lives_makes_room_for_the_next_one_and_wakes_a_worker(
+    world: World, share: Callable[..., Awaitable[None]]
+) -> None:
+    await share("ada", "in_progress=1")
+    first, second = await world.submit_many(2, user="ada")
+    (job,) = await world.claim(2)
+    assert await world.claim(2) == []
+    await world.release(job)
+    await world.outlive(first)
+    while await world.redis.lpop(f"{world.q}bell"):  # type: ignore[misc]
+        pass
+    assert await world.queue.claim(QUEUE, "worker-1", 2, 77) == []
+    assert await world.state(first) == "expired"
+    assert await world.queue.wait_for_bell(QUEUE)
+    # No lease went out with the empty answer: asked again with the same number, it is a new claim.
+    assert [job.id for job in await world.queue.claim(QUEUE, "worker-1", 2, 77)] == [second]
+
+
 async def test_an_end_that_was_missed_does_not_hold_an_owner_for_ever(
     world: World, share: Callable[..., Awaitable[None]]
 ) -> None:
