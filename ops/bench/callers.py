@@ -7,6 +7,7 @@ server under test is what is measured.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from dataclasses import dataclass
 
@@ -34,20 +35,24 @@ async def press(
     headers: str = "",
     status: int = 202,
     pause_s: float = 0.0,
+    once: bool = False,
 ) -> Load:
     """Keep so many requests in flight for some seconds; BenchFailed at the first answer that is not 202 (`status`).
 
-    With a pause each caller rests so long between an answer and its next request.
+    `once`: each caller has one request only.
+
+    With a pause each caller rests so long on the average between an answer and its next request, and before its first:
+    at random, as callers who know nothing of each other do. Those who rest alike would always ask in a row.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
     request = _request(port, path, body, headers)
-    connections = [_Caller(request, ended, f"HTTP/1.1 {status}".encode(), pause_s) for _ in range(callers)]
+    connections = [_Caller(request, ended, f"HTTP/1.1 {status}".encode(), pause_s, once) for _ in range(callers)]
     for one in connections:
         await loop.create_connection(lambda one=one: one, "127.0.0.1", port)  # type: ignore[misc]
     started, cpu = time.perf_counter(), time.process_time()
     for one in connections:
-        one.send()
+        one.go_on()
     try:
         async with asyncio.timeout(seconds):
             await ended
@@ -66,10 +71,11 @@ def _request(port: int, path: str, body: bytes, headers: str) -> bytes:
 
 
 class _Caller(asyncio.Protocol):
-    def __init__(self, request: bytes, ended: asyncio.Future[None], good: bytes, pause_s: float) -> None:
+    def __init__(self, request: bytes, ended: asyncio.Future[None], good: bytes, pause_s: float, once: bool) -> None:
         self.times_ms: list[float] = []
         self._good = good
         self._pause_s = pause_s
+        self._once = once
         self._request = request
         self._ended = ended
         self._received = b""
@@ -77,6 +83,12 @@ class _Caller(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+
+    def go_on(self) -> None:
+        if self._pause_s:
+            asyncio.get_running_loop().call_later(random.expovariate(1 / self._pause_s), self.send)
+        else:
+            self.send()
 
     def send(self) -> None:
         if self._transport.is_closing():
@@ -97,10 +109,8 @@ class _Caller(asyncio.Protocol):
             self._fail(f"answered {answer[:1000].decode(errors='replace')}")
             return
         self.times_ms.append(1000 * (time.perf_counter() - self._sent))
-        if self._pause_s:
-            asyncio.get_running_loop().call_later(self._pause_s, self.send)
-        else:
-            self.send()
+        if not self._once:
+            self.go_on()
 
     def connection_lost(self, error: Exception | None) -> None:
         if error is not None:

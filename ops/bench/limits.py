@@ -3,7 +3,8 @@
 `queue` rows: jobs that do nothing are submitted, claimed and committed by one caller, without a key, with a key that
 has no limits, and with one that has six (none of them reached), in turns on one Redis. `web` rows: `POST /v1/jobs` of
 one web process, with a key without limits and with one that has three. `others`: four callers of one key make a call
-every 40 ms, alone and while a key that is over its limit asks as often and is refused.
+every 40 ms on the average: alone, with a rush in the middle of 200 requests at once of a key that is over its
+limit (all are refused), and while that key asks as often as they do all the time. A kind's p99 is that of all rounds.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ops.bench.formation import write_catalogue
 from ops.bench.noop import QUEUE, payload
 from ops.bench.peer import settings_for
 from ops.bench.report import Column, as_table, show
-from ops.bench.servers import Program, RedisServer, cpu_s, free_port, until
+from ops.bench.servers import BenchFailed, Program, RedisServer, cpu_s, free_port, until
 from ops.bench.web import BODY, NOTHING
 from ops.ready import read_json
 
@@ -45,7 +46,8 @@ WIDE = ("requests=1M/1m", "requests=100M/1d", "tokens=1000M/1m", "tokens=100000M
 KINDS: dict[str, tuple[str, ...] | None] = {"no key": None, "a key": (), "a key with limits": WIDE}
 CHUNK, CLAIM = 100, 33
 CALLERS = 64
-OTHERS, PAUSE_S = 4, 0.04
+OTHERS, PAUSE_S, RUSH = 4, 0.04, 200
+BESIDE = ("others, alone", "others, beside a rush", "others, beside as many refused")
 START_LIMIT_S = 60.0
 COLUMNS: tuple[Column, ...] = (
     ("rate", "jobs or requests/s", 0),
@@ -61,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
     parser.add_argument("--jobs", type=int, default=6_000, help="through the queue, of each kind in a round")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each row of the web process in a round")
+    parser.add_argument("--others-seconds", type=float, default=20.0, help="of each row of `others` in a round")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -72,7 +75,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             for name in names[number % 3 :] + names[: number % 3]:
                 one[f"queue, {name}"] = uvloop.run(_queue(server, KINDS[name], options.jobs))
     with RedisServer("everysec") as server, tempfile.TemporaryDirectory(prefix="jarvis-bench-") as folder:
-        _web(server, Path(folder), rounds, options.seconds)
+        p99 = _web(server, Path(folder), rounds, options.seconds, options.others_seconds)
     medians = figures.medians(rounds)
     return {
         "rounds": rounds,
@@ -82,7 +85,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "queue_limits_vs_none": figures.ratio(rounds, "queue, a key with limits", "rate", ["queue, no key"]),
             "redis_cpu_vs_none": figures.ratio(rounds, "queue, a key with limits", "redis_us", ["queue, no key"]),
             "web_limits_vs_none": figures.ratio(rounds, "web, a key with limits", "rate", ["web, a key"]),
-            "others_p99_beside_refused": figures.ratio(rounds, "others, beside it", "p99", ["others, alone"]),
+            "others_p99_beside_a_rush": p99[BESIDE[1]] / p99[BESIDE[0]],
+            "others_p99_beside_as_many": p99[BESIDE[2]] / p99[BESIDE[0]],
         },
         "errors": [],
     }
@@ -113,7 +117,10 @@ async def _queue(server: RedisServer, limits: tuple[str, ...] | None, jobs: int)
         await queue.close()
 
 
-def _web(server: RedisServer, folder: Path, rounds: list[dict[str, dict[str, Any]]], seconds: float) -> None:
+def _web(
+    server: RedisServer, folder: Path, rounds: list[dict[str, dict[str, Any]]], seconds: float, others_s: float
+) -> dict[str, float]:
+    """Fill in the rows of one web process; returns the p99 of the others, of all rounds together."""
     port = free_port()
     environment = {
         "JARVIS_REDIS_URL": server.url,
@@ -126,20 +133,28 @@ def _web(server: RedisServer, folder: Path, rounds: list[dict[str, dict[str, Any
     web = Program("producer", [sys.executable, "-m", "producer"], environment, folder)
     body = json.dumps(BODY).encode()
 
-    def pressed(key: str, callers: int, seconds: float, status: int = 202, pause_s: float = 0.0) -> Any:
-        return press(
-            port, "/v1/jobs", body, callers, seconds, f"authorization: Bearer {keys[key]}\r\n", status, pause_s
-        )
+    def pressed(key: str, callers: int, seconds: float, status: int = 202, **more: Any) -> Any:
+        return press(port, "/v1/jobs", body, callers, seconds, f"authorization: Bearer {keys[key]}\r\n", status, **more)
 
-    async def others(beside: bool) -> dict[str, Any]:
-        calls = [pressed("free", OTHERS, 2 * seconds, pause_s=PAUSE_S)]
-        if beside:
-            calls.append(pressed("over", OTHERS, 2 * seconds, 429, PAUSE_S))
-        return figures.percentiles((await asyncio.gather(*calls))[0].times_ms)
+    async def rush() -> None:
+        await asyncio.sleep(others_s / 2)
+        load = await pressed("over", RUSH, others_s / 4, 429, once=True)
+        if load.requests != RUSH:
+            raise BenchFailed(f"{load.requests} of a rush of {RUSH} were answered")
 
+    async def others(kind: str) -> list[float]:
+        calls: list[Any] = [pressed("free", OTHERS, others_s, pause_s=PAUSE_S)]
+        if kind == BESIDE[1]:
+            calls.append(rush())
+        elif kind == BESIDE[2]:
+            calls.append(pressed("over", OTHERS, others_s, 429, pause_s=PAUSE_S))
+        times: list[float] = (await asyncio.gather(*calls))[0].times_ms
+        return times
+
+    times: dict[str, list[float]] = {kind: [] for kind in BESIDE}
     try:
         until(lambda: read_json(f"http://127.0.0.1:{port}/openapi.json") is not None, START_LIMIT_S, "no web process")
-        uvloop.run(pressed("over", 1, 0.1, 202, 10.0))  # its one request
+        uvloop.run(pressed("over", 1, 0.5, once=True))  # its one request
         for number, one in enumerate(rounds):
             for key in ("free", "limited") if number % 2 else ("limited", "free"):
                 before = cpu_s(web.process.pid), cpu_s(server.p.pid)
@@ -150,10 +165,13 @@ def _web(server: RedisServer, folder: Path, rounds: list[dict[str, dict[str, Any
                     "redis_us": 1e6 * (cpu_s(server.p.pid) - before[1]) / load.requests,
                     **figures.percentiles(load.times_ms),
                 }
-            for beside in (False, True) if number % 2 else (True, False):
-                one["others, beside it" if beside else "others, alone"] = uvloop.run(others(beside))
+            for kind in BESIDE[number % 3 :] + BESIDE[: number % 3]:
+                some = uvloop.run(others(kind))
+                times[kind] += some
+                one[kind] = figures.percentiles(some)
     finally:
         web.stop()
+    return {kind: figures.percentiles(all_of_it)["p99"] for kind, all_of_it in times.items()}
 
 
 async def _keys(url: str, limits: dict[str, tuple[str, ...]]) -> dict[str, str]:
