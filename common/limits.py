@@ -33,6 +33,8 @@ ALLOWED = (
     "what=amount/window, e.g. requests=100/3600s, tokens=10k/1m,wait or audio_seconds=2h/1d,"
     f" of {', '.join(METERED)}; or in_progress=N, waiting=N, weight=N"
 )
+#: Those past which jobs may wait, and those whose amounts are times.
+MAY_WAIT, TIMES = ("tokens", "audio_seconds"), ("audio_seconds",)
 LONGEST_WINDOW_S = 366 * 86_400
 MOST = 10**12
 
@@ -139,15 +141,19 @@ def _metered(what: str, rest: str, text: str, field: str) -> Limit:
     amount, window = _amount(what, amount_text), _WINDOW.fullmatch(window_text)
     burst, wait = amount, False
     for option in options:
-        if option == "wait" and what in ("tokens", "audio_seconds"):
+        if option == "wait" and what in MAY_WAIT:
             wait = True
         elif option.startswith("burst="):
             burst = _amount(what, option.removeprefix("burst="))
         else:
-            raise InvalidField(field, text, ALLOWED)
+            also = " and wait" if what in MAY_WAIT else ""
+            raise InvalidField(field, text, f"{what}=amount/window, and behind it burst=N{also}")
     window_s = int(window[1]) * _SECONDS[window[2]] if window else 0
-    if not amount or not burst or not 0 < window_s <= LONGEST_WINDOW_S:
-        raise InvalidField(field, text, ALLOWED)
+    if not amount or not burst:
+        least, units = "above 0" if what == "cost" else "from 1", "s, m, h or d" if what in TIMES else "k or M"
+        raise InvalidField(field, text, f"{what}=amount/window, amount and burst {least} to {MOST:,}, or with {units}")
+    if not 0 < window_s <= LONGEST_WINDOW_S:
+        raise InvalidField(field, text, f"{what}=amount/window, the window 1s to 366d in s, m, h or d")
     return Limit(what, amount, window_s, burst, wait)
 
 
@@ -155,7 +161,7 @@ def _amount(what: str, text: str) -> float | None:
     found = _AMOUNT.fullmatch(text)
     if not found:
         return None
-    units = _SECONDS if what == "audio_seconds" else {"": 1, "k": 1000, "M": 1_000_000}
+    units = _SECONDS if what in TIMES else {"": 1, "k": 1000, "M": 1_000_000}
     amount = float(found[1]) * units.get(found[2], 0)
     return amount if 0 < amount <= MOST and (what == "cost" or amount >= 1) else None
 

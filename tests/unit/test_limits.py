@@ -41,6 +41,25 @@ def test_what_is_no_limit_is_refused_with_what_is_allowed(text: str) -> None:
     assert "=" in refused.value.allowed
 
 
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("requests=5/60s,wait", "requests=amount/window, and behind it burst=N"),
+        ("tokens=5/60s,now", "tokens=amount/window, and behind it burst=N and wait"),
+        ("tokens=0/60s", "tokens=amount/window, amount and burst from 1 to 1,000,000,000,000, or with k or M"),
+        (
+            "audio_seconds=2w/1d",
+            "audio_seconds=amount/window, amount and burst from 1 to 1,000,000,000,000, or with s, m, h or d",
+        ),
+        ("requests=100", "requests=amount/window, the window 1s to 366d in s, m, h or d"),
+    ],
+)
+def test_the_refusal_says_which_part_of_a_limit_is_wrong(text: str, allowed: str) -> None:
+    with pytest.raises(InvalidField) as refused:
+        Policy.parse([text])
+    assert refused.value.allowed == allowed
+
+
 def test_what_a_key_says_wins_over_its_tier() -> None:
     tier = Policy.parse(["requests=100/1h", "requests=10/1m", "tokens=1k/1m", "in_progress=2", "weight=3"])
     own = Policy.parse(["requests=5/1h", "in_progress=7"]).over(tier)
