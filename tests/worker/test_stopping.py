@@ -163,13 +163,17 @@ async def test_a_drain_lets_short_jobs_finish_and_takes_no_more(place: Place) ->
     assert not worker.running
 
 
-async def test_a_cancel_that_comes_as_a_write_ends_is_not_swallowed(place: Place) -> None:
+@pytest.mark.parametrize("way", ["one call", "a pipeline"])
+async def test_a_cancel_that_comes_as_a_write_ends_is_not_swallowed(place: Place, way: str) -> None:
     # asyncio.wait_for does that before Python 3.12, and redis-py writes with it: a drain then hung for ever.
     client = place.queue.redis
     await execute(client, "PING")
     connection = client.connection_pool._available_connections[0]
     large = "nothing" * MUCH  # one that is not sent at once
-    task = asyncio.create_task(execute(client, "BLPOP", large, 1))
+    pipeline: Any = client.pipeline(transaction=False)
+    pipeline.blpop([large], 1)
+    call = execute(client, "BLPOP", large, 1) if way == "one call" else pipeline.execute()
+    task = asyncio.create_task(call)
     writer = connection._writer
     assert writer is not None
 
