@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import fakeredis
@@ -10,6 +10,8 @@ import pytest
 import redis.asyncio as redis
 
 from common import scripts
+from common.limits import Policy
+from common.policies import Policies
 from common.settings import Settings
 from tests.conformance.world import MakeWorld, World
 
@@ -53,3 +55,14 @@ async def make_world(kind: str, url: str, tmp_path: Path) -> AsyncIterator[MakeW
 def world(make_world: MakeWorld) -> World:
     """A queue with the settings of production."""
     return make_world()
+
+
+@pytest.fixture
+def share(world: World) -> Callable[..., Awaitable[None]]:
+    """Sets an owner's part: `await share("ada", "weight=2", "in_progress=3")`."""
+    policies = Policies(world.redis, world.settings)
+
+    async def set_share(owner: str, *limits: str) -> None:
+        await policies.set_share(owner, Policy.parse(limits))
+
+    return set_share

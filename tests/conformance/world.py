@@ -212,3 +212,13 @@ class World:
 
 
 MakeWorld = Callable[..., World]
+
+
+def ended(job: ClaimedJob, gpu_ms: int = 0, units: int = 0) -> Outcome:
+    """A run that completed, at this cost."""
+    return Outcome(job, "completed", job.seq, b"{}", encode({"total_tokens": units}), gpu_ms=gpu_ms)
+
+
+def users(jobs: list[ClaimedJob]) -> str:
+    """The users' first letters, in order."""
+    return "".join(job.user[0] for job in jobs)

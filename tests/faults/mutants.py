@@ -37,6 +37,7 @@ LIMITS = "tests/faults/test_limits.py"
 DOOR = "tests/conformance/test_limits.py"
 BUCKET = "tests/integration/test_limits.py"
 FAIR = "tests/conformance/test_fairness.py"
+HELD = "tests/conformance/test_held.py"
 TURNS = "tests/conformance/test_conversations.py"
 PLAN = "tests/integration/test_plan.py"
 CALLS = "tests/integration/test_calls.py"
@@ -80,7 +81,7 @@ MUTANTS = (
         "common/lua/claiming.lua",
         "  if owner.bounded then owners().take_room(owner) end -- of those before",
         "  owner.units = units if owner.bounded then owners().take_room(owner) end -- of those before",
-        f"{FAIR}::test_jobs_of_one_claim_take_of_a_limit_what_each_of_them_needs",
+        f"{HELD}::test_jobs_of_one_claim_take_of_a_limit_what_each_of_them_needs",
     ),
     Mutant(
         "a turn of short jobs has no end",
@@ -129,21 +130,21 @@ MUTANTS = (
         "common/lua/share.lua",
         "  redis.call('HSET', P .. 'job:' .. id, 'charged', charged)\n",
         "",
-        f"{FAIR}::test_jobs_that_run_when_a_bound_changes_count_as_they_were_claimed",
+        f"{HELD}::test_jobs_that_run_when_a_bound_changes_count_as_they_were_claimed",
     ),
     Mutant(
         "an owner stays held by a bound that he no longer has",
         "common/lua/share.lua",
         "then owners().unhold(owner) end",
         "then owners() end",
-        f"{FAIR}::test_jobs_that_run_when_a_bound_changes_count_as_they_were_claimed",
+        f"{HELD}::test_jobs_that_run_when_a_bound_changes_count_as_they_were_claimed",
     ),
     Mutant(
         "a job that was given back and is cancelled counts on among the running ones",
         "common/lua/job.lua",
         "if string.find(history, 'p%d+ %d+q%d+$') then",
         "if false then",
-        f"{FAIR}::test_a_job_that_was_given_back_and_is_cancelled_counts_no_more",
+        f"{HELD}::test_a_job_that_was_given_back_and_is_cancelled_counts_no_more",
     ),
     Mutant(
         "an answer that a helper puts first is taken for paid by its owner",
@@ -157,7 +158,7 @@ MUTANTS = (
         "common/lua/committing.lua",
         "if not (charged or some_bounded) and gpu_ms <= LEAST_COST then",
         "if not charged and gpu_ms <= LEAST_COST then",
-        f"{FAIR}::test_every_way_of_ending_lets_the_owners_next_job_run",
+        f"{HELD}::test_every_way_of_ending_lets_the_owners_next_job_run",
     ),
     Mutant(
         "long jobs go in a row too",
@@ -192,7 +193,14 @@ MUTANTS = (
         "common/lua/owners.lua",
         "math.max(0, share.running - run.n)",
         "math.max(0, share.running)",
-        f"{FAIR}::test_every_way_of_ending_lets_the_owners_next_job_run",
+        f"{HELD}::test_every_way_of_ending_lets_the_owners_next_job_run",
+    ),
+    Mutant(
+        "the end of a job that a claim finds outlived leaves its owner held",
+        "common/lua/owners.lua",
+        "if held then unhold(bounded[i]) end",
+        "if false then unhold(bounded[i]) end",
+        f"{HELD}::test_a_claim_that_only_ends_lives_makes_room_for_the_next_one_and_wakes_a_worker",
     ),
     Mutant(
         "claims do not look how many of an owner's jobs run",
@@ -206,28 +214,28 @@ MUTANTS = (
         "common/lua/owners.lua",
         "if share.at[i] > 0 then",
         "if false then",
-        f"{FAIR}::test_what_was_reserved_of_a_limit_and_not_used_is_free_at_the_jobs_end",
+        f"{HELD}::test_what_was_reserved_of_a_limit_and_not_used_is_free_at_the_jobs_end",
     ),
     Mutant(
         "what jobs use beyond their guess is forgotten once the guess is free again",
         "common/lua/trim.lua",
         "(NOW - SPENT_KEPT_MS) * 1000",
         "NOW * 1000",
-        f"{FAIR}::test_what_a_job_used_beyond_its_guess_counts_though_its_guess_is_free_again",
+        f"{HELD}::test_what_a_job_used_beyond_its_guess_counts_though_its_guess_is_free_again",
     ),
     Mutant(
         "jobs whose ends were missed count among their owner's running ones for ever",
         "common/lua/promote.lua",
         "    if limit then count_running() end\n",
         "",
-        f"{FAIR}::test_an_end_that_was_missed_does_not_hold_an_owner_for_ever",
+        f"{HELD}::test_an_end_that_was_missed_does_not_hold_an_owner_for_ever",
     ),
     Mutant(
         "a held owner's next submit puts him back into the line",
         "common/lua/owners.lua",
         "if some_held and redis.call('ZSCORE', P .. 'held', owner) then\n",
         "if false then\n",
-        f"{FAIR}::test_what_a_held_owner_submits_waits_too",
+        f"{HELD}::test_what_a_held_owner_submits_waits_too",
     ),
     Mutant(
         "a load of high jobs that lasts leaves the low lane next to nothing",
